@@ -1,0 +1,33 @@
+"""Atomic data for psnc: ASE LMDB files in, one consolidated Zarr store out.
+
+The names below are imported when they are first used, so that listing a plugin's stages, or
+reading rows without ever writing a store, does not pay for ase, lmdb and zarr.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from psnc_atm.atomic_data import AtomicData
+    from psnc_atm.lmdb_source import ASELMDBSource
+    from psnc_atm.zarr_sink import AtomicDataZarrSink
+
+__all__ = ["ASELMDBSource", "AtomicData", "AtomicDataZarrSink"]
+
+_HOMES = {
+    "ASELMDBSource": "psnc_atm.lmdb_source",
+    "AtomicData": "psnc_atm.atomic_data",
+    "AtomicDataZarrSink": "psnc_atm.zarr_sink",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,94 @@
+"""Between AtomicData and ase.Atoms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import dict2constraint
+
+from psnc_atm.atomic_data import AtomicData
+from psnc_atm.fields import FIELDS, RESULT_FIELDS
+from psnc_atm.voigt import matrix_from_voigt, voigt_from_matrix
+
+__all__ = ["from_ase", "to_ase"]
+
+
+def to_ase(structure: AtomicData) -> Atoms:
+    """Return ``structure`` as ``ase.Atoms``; see :meth:`AtomicData.to_ase`."""
+    atoms = Atoms(
+        numbers=structure.atomic_numbers,
+        positions=structure.positions,
+        cell=structure.cell,
+        pbc=structure.pbc,
+        tags=structure.tags,
+        masses=structure.atomic_masses,
+        momenta=structure.momenta,
+        charges=structure.initial_charges,
+        magmoms=structure.initial_magmoms,
+        constraint=[dict2constraint(dict(constraint)) for constraint in structure.constraints],
+        info=_info(structure),
+    )
+    if structure.momenta is None and structure.velocities is not None:
+        atoms.set_velocities(structure.velocities)
+    results = {**structure.results, **_results(structure)}
+    if results:
+        atoms.calc = SinglePointCalculator(atoms, **results)
+    return atoms
+
+
+def from_ase(atoms: Atoms) -> AtomicData:
+    """Take over ``atoms``; see :meth:`AtomicData.from_ase`."""
+    arrays = atoms.arrays
+    known = dict(getattr(atoms.calc, "results", None) or {})
+    info = dict(atoms.info)
+    fields: dict[str, Any] = {name: info.pop(name, None) for name in ("charge", "spin")}
+    for name in RESULT_FIELDS:
+        value = known.pop(name, None)
+        if value is not None:
+            fields[name] = _result(name, value)
+    optional = {
+        "atomic_masses": "masses",
+        "momenta": "momenta",
+        "tags": "tags",
+        "initial_charges": "initial_charges",
+        "initial_magmoms": "initial_magmoms",
+    }
+    for name, array in optional.items():
+        if array in arrays:
+            fields[name] = arrays[array].astype(FIELDS[name].dtype)
+    return AtomicData(
+        atomic_numbers=arrays["numbers"].astype(np.int64),
+        positions=arrays["positions"].astype(np.float64),
+        cell=np.array(atoms.cell, dtype=np.float64),
+        pbc=np.array(atoms.pbc, dtype=bool),
+        constraints=tuple(constraint.todict() for constraint in atoms.constraints),
+        results={name: value for name, value in known.items() if value is not None},
+        info=info,
+        **fields,
+    )
+
+
+def _results(structure: AtomicData) -> dict[str, Any]:
+    results = {name: getattr(structure, name) for name in RESULT_FIELDS}
+    if structure.stress is not None:
+        results["stress"] = voigt_from_matrix(structure.stress)
+    return {name: value for name, value in results.items() if value is not None}
+
+
+def _result(name: str, value: Any) -> Any:
+    if FIELDS[name].scalar:
+        return float(value)
+    array = np.array(value, dtype=FIELDS[name].dtype)
+    return matrix_from_voigt(array) if name == "stress" else array
+
+
+def _info(structure: AtomicData) -> dict[str, Any]:
+    info = dict(structure.info)
+    for name in ("charge", "spin"):
+        value = getattr(structure, name)
+        if value is not None:
+            info[name] = value
+    return info

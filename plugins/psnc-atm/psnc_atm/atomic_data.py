@@ -1,0 +1,167 @@
+"""AtomicData: one structure, as NumPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from attrs import Factory, fields, frozen
+from numpy.typing import NDArray
+
+from psnc_atm.fields import ATOM_FIELDS
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+__all__ = ["AtomicData"]
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_PER_ATOM = tuple(name for name in ATOM_FIELDS if name != "atomic_numbers")
+
+
+@frozen(kw_only=True, eq=False, slots=True)
+class AtomicData:
+    """One structure: atoms, cell, and what is known of them. ``n`` is the number of atoms.
+
+    Units are ASE's: Å, eV, elementary charges, atomic mass units; velocities in Å per ASE time
+    unit (Å·sqrt(u/eV)), momenta in u times that. A field that is not known is ``None``, never
+    zero. Arrays are not copied and are not to be changed in place.
+
+    Attributes
+    ----------
+    atomic_numbers : (n,) int64
+        Nuclear charges.
+    positions : (n, 3) float64
+        Cartesian positions, Å.
+    cell : (3, 3) float64
+        Lattice vectors as rows, Å; zeros for a molecule.
+    pbc : (3,) bool
+        Periodicity along each lattice vector.
+    energy, free_energy : float, optional
+        Potential energy (extrapolated to zero smearing), and the one consistent with the
+        forces, eV.
+    forces : (n, 3) float64, optional
+        eV/Å.
+    stress : (3, 3) float64, optional
+        Cauchy stress, eV/Å³, positive under tension (ASE's sign). ASE's six Voigt components
+        ``xx yy zz yz xz xy`` become a full symmetric matrix, which is what readers expect and
+        needs no convention to be remembered.
+    dipole : (3,) float64, optional
+        e·Å.
+    magmom : float, optional
+        Total magnetic moment, µB.
+    charge, spin : float, optional
+        Total charge (e), and spin as the dataset gives it (usually the multiplicity).
+    energies, charges, magmoms : (n,) float64, optional
+        Computed for each atom: eV, e, µB.
+    atomic_masses : (n,) float64, optional
+        u; only when they differ from ASE's standard masses.
+    momenta, velocities : (n, 3) float64, optional
+        Rows of ASE databases hold momenta; velocities are there for those who set them.
+    tags : (n,) int64, optional
+        ASE's tags.
+    initial_charges, initial_magmoms : (n,) float64, optional
+        What the calculation started from.
+    constraints : tuple of mapping
+        ASE constraints as dictionaries; not written to Zarr stores.
+    results : mapping
+        Any other calculator result by ASE's name; not written to Zarr stores.
+    info : mapping
+        What else the row says: the entries of its ``key_value_pairs`` and its ``data``.
+    """
+
+    atomic_numbers: Ints
+    positions: Floats
+    cell: Floats = Factory(lambda: np.zeros((3, 3)))
+    pbc: NDArray[np.bool_] = Factory(lambda: np.zeros(3, dtype=bool))
+    energy: float | None = None
+    free_energy: float | None = None
+    forces: Floats | None = None
+    stress: Floats | None = None
+    dipole: Floats | None = None
+    magmom: float | None = None
+    charge: float | None = None
+    spin: float | None = None
+    energies: Floats | None = None
+    charges: Floats | None = None
+    magmoms: Floats | None = None
+    atomic_masses: Floats | None = None
+    momenta: Floats | None = None
+    velocities: Floats | None = None
+    tags: Ints | None = None
+    initial_charges: Floats | None = None
+    initial_magmoms: Floats | None = None
+    constraints: tuple[Mapping[str, Any], ...] = ()
+    results: Mapping[str, Any] = Factory(dict)
+    info: Mapping[str, Any] = Factory(dict)
+
+    def __attrs_post_init__(self) -> None:
+        count = len(self.atomic_numbers)
+        for name in _PER_ATOM:
+            value = getattr(self, name)
+            if value is not None and len(value) != count:
+                raise ValueError(
+                    f"{name} has {len(value)} rows for {count} atoms; give one row for each atom"
+                )
+
+    def __len__(self) -> int:
+        """Return the number of atoms."""
+        return len(self.atomic_numbers)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare element by element; NaN equals NaN, since both say "not known"."""
+        if not isinstance(other, AtomicData):
+            return NotImplemented
+        return all(
+            _same(getattr(self, field.name), getattr(other, field.name))
+            for field in fields(AtomicData)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        """Say what is there, not every number."""
+        known = [field.name for field in fields(AtomicData) if _known(getattr(self, field.name))]
+        return f"AtomicData({len(self)} atoms: {', '.join(known)})"
+
+    def to_ase(self) -> Atoms:
+        """Return it as ``ase.Atoms``, results in a ``SinglePointCalculator``."""
+        from psnc_atm.ase_conversion import to_ase
+
+        return to_ase(self)
+
+    @classmethod
+    def from_ase(cls, atoms: Atoms) -> AtomicData:
+        """Take over an ``ase.Atoms`` and the results that its calculator holds already.
+
+        Nothing is calculated. Entries ``charge`` and ``spin`` of ``atoms.info`` become fields.
+        """
+        from psnc_atm.ase_conversion import from_ase
+
+        return from_ase(atoms)
+
+
+def _known(value: object) -> bool:
+    return value is not None and (not isinstance(value, Mapping | tuple) or len(value) > 0)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return _same_arrays(one, other)
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other) or bool(one != one and other != other)
+
+
+def _same_arrays(one: Any, other: Any) -> bool:
+    if not (isinstance(one, np.ndarray) and isinstance(other, np.ndarray)):
+        return False
+    if one.shape != other.shape:
+        return False
+    inexact = one.dtype.kind in "fc" and other.dtype.kind in "fc"
+    return np.array_equal(one, other, equal_nan=inexact)

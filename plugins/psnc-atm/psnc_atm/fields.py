@@ -1,0 +1,76 @@
+"""The fields that a structure can have: per atom or per system, and with which dtype.
+
+Names and levels are those that the Zarr readers of the field know, so that a store needs no
+translation table.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from attrs import frozen
+
+__all__ = ["ALWAYS", "ATOM_FIELDS", "FIELDS", "OPTIONAL", "RESULT_FIELDS", "FieldType", "Level"]
+
+Level = Literal["atom", "system"]
+
+
+@frozen
+class FieldType:
+    """What is known of a field before any structure is seen.
+
+    Attributes
+    ----------
+    level : {"atom", "system"}
+        Whether a structure has one value for each atom or one in all.
+    dtype : str
+        NumPy dtype in memory and in the store.
+    scalar : bool
+        The attribute is a Python number; stores hold it as shape ``(1,)``, one row a structure.
+    zero_if_missing : bool
+        ASE defines what a structure without it has: zero.
+    calculation_input : bool
+        It says how a calculation was started, not what came of it, and is stored on request.
+    """
+
+    level: Level
+    dtype: str = "float64"
+    scalar: bool = False
+    zero_if_missing: bool = False
+    calculation_input: bool = False
+
+
+FIELDS: dict[str, FieldType] = {
+    # int64 is what ASE, NumPy indexing and embedding layers use: no conversion on the way in or
+    # out, and compression removes the seven bytes that are always zero.
+    "atomic_numbers": FieldType("atom", "int64"),
+    "positions": FieldType("atom"),
+    "cell": FieldType("system"),
+    "pbc": FieldType("system", "bool"),
+    "energy": FieldType("system", scalar=True),
+    "free_energy": FieldType("system", scalar=True),
+    "forces": FieldType("atom"),
+    "stress": FieldType("system"),
+    "dipole": FieldType("system"),
+    "magmom": FieldType("system", scalar=True),
+    "charge": FieldType("system", scalar=True),
+    "spin": FieldType("system", scalar=True),
+    "energies": FieldType("atom"),
+    "charges": FieldType("atom"),
+    "magmoms": FieldType("atom"),
+    "atomic_masses": FieldType("atom"),
+    "momenta": FieldType("atom"),
+    "velocities": FieldType("atom"),
+    "tags": FieldType("atom", "int64", zero_if_missing=True),
+    "initial_charges": FieldType("atom", zero_if_missing=True, calculation_input=True),
+    "initial_magmoms": FieldType("atom", zero_if_missing=True, calculation_input=True),
+}
+
+ALWAYS = ("atomic_numbers", "positions", "cell", "pbc")
+OPTIONAL = tuple(name for name in FIELDS if name not in ALWAYS)
+ATOM_FIELDS = tuple(name for name, field in FIELDS.items() if field.level == "atom")
+# What ASE's calculators call a result, under the same name.
+RESULT_FIELDS = (
+    *("energy", "free_energy", "forces", "stress", "dipole", "magmom"),
+    *("energies", "charges", "magmoms"),
+)

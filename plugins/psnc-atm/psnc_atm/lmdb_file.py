@@ -1,0 +1,172 @@
+"""Open ``.aselmdb`` files, shared by whoever reads them in one process.
+
+LMDB allows one environment a file and process, and none may cross a fork. So open files are
+shared by a registry keyed by inode. It holds them weakly: a file is open for as long as somebody
+reads it or keeps it, and then free for others, ``ase.db`` for one. A forked child closes what it
+inherited before it opens anything itself.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+import lmdb
+import numpy as np
+from numpy.typing import NDArray
+
+from psnc.errors import SourceError
+from psnc_atm.lmdb_header import LMDBHeader, check_complete, read_header
+
+__all__ = ["LMDBFile", "header_of", "open_file"]
+
+_NO_ROWS = (b"nextid", b"deleted_ids", b"metadata")
+_WAIT_FOR_CLOSE_SECONDS = 1.0
+_Identity = tuple[int, int]
+
+
+class LMDBFile:
+    """One ``.aselmdb`` file, open for reading; made by :func:`open_file` alone."""
+
+    def __init__(self, path: Path, header: LMDBHeader) -> None:
+        self.path = path
+        self.header = header
+        # readahead: whole files are read in order, and that is what the kernel is good at.
+        self._environment = lmdb.open(
+            str(path), subdir=False, readonly=True, lock=False, readahead=True, max_spare_txns=4
+        )
+
+    def row_count(self) -> int:
+        """Return the number of rows, without looking at any of them."""
+        with self._transaction() as transaction:
+            others = sum(transaction.get(key) is not None for key in _NO_ROWS)
+            return int(transaction.stat()["entries"]) - others
+
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        """The ids of all rows in numeric order; there may be gaps."""
+        with self._transaction() as transaction, transaction.cursor() as cursor:
+            keys = [key for key in cursor.iternext(keys=True, values=False) if key.isdigit()]
+        ids = np.array(keys, dtype=np.bytes_).astype(np.int64)
+        ids.sort()
+        return ids
+
+    def values(self, ids: Sequence[int]) -> list[bytes]:
+        """Return the raw rows of ``ids``, copied out of the map."""
+        with self._transaction() as transaction:
+            found = [transaction.get(b"%d" % row) for row in ids]
+        for row, value in zip(ids, found, strict=True):
+            if value is None:
+                raise SourceError(f"{self.path}, row {row}: the row has gone; run the index again")
+        return found
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Any]:
+        try:
+            with self._environment.begin() as transaction:
+                yield transaction
+        except lmdb.Error as error:
+            raise SourceError(f"{self.path}: {error}; replace it with a good copy") from error
+
+    def close(self) -> None:
+        """Close it; nothing may be read any more."""
+        self._environment.close()
+
+
+class _Registry:
+    """The files that are open in this process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.open: WeakValueDictionary[_Identity, LMDBFile] = WeakValueDictionary()
+
+    def get(self, path: Path) -> LMDBFile:
+        header = header_of(path)
+        status = path.stat()
+        identity = (status.st_dev, status.st_ino)
+        with self.lock:
+            file = self.open.get(identity)
+            if file is not None and file.header == header:
+                return file
+            if file is not None:  # it changed on disk, and LMDB refuses to open a file twice
+                file.close()
+            file = self.open[identity] = _open(path, header)
+            return file
+
+
+def open_file(path: Path) -> LMDBFile:
+    """Return the open file ``path`` of this process; keep it only for as long as it is read.
+
+    Raises
+    ------
+    psnc.SourceError
+        If it is missing, no LMDB file, or truncated.
+    """
+    return _registry.get(path)
+
+
+def header_of(path: Path) -> LMDBHeader:
+    """Read the header of ``path``, without opening it as a database.
+
+    Raises
+    ------
+    psnc.SourceError
+        If it is missing or no LMDB file.
+    """
+    try:
+        return read_header(path)
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path}: {_cause(error)}; replace it with a good copy") from error
+
+
+def _open(path: Path, header: LMDBHeader) -> LMDBFile:
+    try:
+        check_complete(path, header)
+        return _open_once_free(path, header)
+    except (OSError, ValueError, lmdb.Error) as error:
+        raise SourceError(f"{path}: {_cause(error)}; replace it with a good copy") from error
+
+
+def _open_once_free(path: Path, header: LMDBHeader) -> LMDBFile:
+    """Open a file that another thread may be just about to close.
+
+    The registry forgets a file a moment before its environment is gone, and in that moment LMDB
+    still counts it as open.
+    """
+    give_up = time.monotonic() + _WAIT_FOR_CLOSE_SECONDS
+    while True:
+        try:
+            return LMDBFile(path, header)
+        except lmdb.Error as error:
+            if "already open" not in str(error):
+                raise
+            if time.monotonic() > give_up:
+                raise SourceError(
+                    f"{path}: open in this process already, by ase.db perhaps; close it there"
+                ) from error
+            time.sleep(0.001)
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror})"
+    return str(error)
+
+
+def _start_afresh_after_fork() -> None:
+    global _registry
+    # The parent's lock may be held by a thread that does not exist here, so it is not taken.
+    for file in list(_registry.open.values()):
+        file.close()
+    _registry = _Registry()
+
+
+_registry = _Registry()
+os.register_at_fork(after_in_child=_start_afresh_after_fork)

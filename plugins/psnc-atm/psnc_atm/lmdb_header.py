@@ -1,0 +1,142 @@
+"""What an LMDB file says of itself, read with plain ``pread`` before LMDB maps it.
+
+LMDB trusts its file: reading a page that lies beyond the end of a truncated file kills the
+process (SIGBUS). So the file is proven complete before it is mapped. Being shorter than its last
+page number says is no proof of truncation: LMDB leaves pages at the end unwritten when they were
+allocated and freed in one transaction, and ``ase-db-backends`` writes such files (rows written
+and deleted within one ``with`` block). Only for these the B+tree is walked.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from attrs import frozen
+
+__all__ = ["LMDBHeader", "check_complete", "read_header"]
+
+_MAGIC = 0xBEEFC0DE
+_PAGE_HEADER = 16
+# magic, version, address, map size, two databases, last page, transaction id
+_META = struct.Struct("<IIQQ48s48sQQ")
+# page size (in the first database) or unused, flags, depth, pages of three kinds, entries, root
+_DATABASE = struct.Struct("<IHHQQQQQ")
+_BRANCH, _LEAF = 0x01, 0x02
+_BIG_DATA = 0x01
+_NO_PAGE = 2**64 - 1
+
+
+@frozen
+class LMDBHeader:
+    """The newest of an LMDB file's two meta pages.
+
+    Attributes
+    ----------
+    page_size : int
+        Bytes a page.
+    last_page : int
+        Number of the last page that was ever allocated.
+    transaction : int
+        Number of the last committed transaction: it grows whenever the file's content changes.
+    entries : int
+        Number of keys.
+    root : int
+        Page number of the B+tree's root; ``2**64 - 1`` in an empty file.
+    file_size : int
+        Bytes that the file has.
+    """
+
+    page_size: int
+    last_page: int
+    transaction: int
+    entries: int
+    root: int
+    file_size: int
+
+
+def read_header(path: Path) -> LMDBHeader:
+    """Read the newest meta page of the LMDB file ``path``.
+
+    Raises
+    ------
+    ValueError
+        If it is no LMDB file, or ends before its second meta page.
+    OSError
+        If it cannot be read.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size == 0:
+            raise ValueError("the file is empty")
+        first = _meta(file.read(_PAGE_HEADER + _META.size), size)
+        file.seek(first.page_size)
+        second_bytes = file.read(_PAGE_HEADER + _META.size)
+    if len(second_bytes) < _PAGE_HEADER + _META.size:
+        raise ValueError("the file is truncated; it ends within its first two pages")
+    second = _meta(second_bytes, size, first.page_size)
+    return max(first, second, key=lambda header: header.transaction)
+
+
+def check_complete(path: Path, header: LMDBHeader) -> None:
+    """Prove that every page that reading can touch lies within the file.
+
+    Raises
+    ------
+    ValueError
+        If one does not: the file is truncated.
+    """
+    expected = (header.last_page + 1) * header.page_size
+    short = header.file_size < expected
+    with path.open("rb") as file:
+        for page, count in _reachable(file.fileno(), header, overflow=short):
+            if (page + count) * header.page_size > header.file_size:
+                raise ValueError(
+                    f"the file is truncated; it has {header.file_size} of {expected} bytes"
+                )
+
+
+def _meta(page: bytes, file_size: int, page_size: int | None = None) -> LMDBHeader:
+    if len(page) < _PAGE_HEADER + _META.size:
+        raise ValueError("not an LMDB file")
+    magic, _, _, _, free, main, last_page, transaction = _META.unpack_from(page, _PAGE_HEADER)
+    (free_page_size, *_), main_fields = _DATABASE.unpack(free), _DATABASE.unpack(main)
+    size = free_page_size if page_size is None else page_size
+    if magic != _MAGIC or size < 256 or size & (size - 1):
+        raise ValueError("not an LMDB file")
+    return LMDBHeader(
+        page_size=size,
+        last_page=last_page,
+        transaction=transaction,
+        entries=main_fields[6],
+        root=main_fields[7],
+        file_size=file_size,
+    )
+
+
+def _reachable(fd: int, header: LMDBHeader, *, overflow: bool) -> Iterator[tuple[int, int]]:
+    """Yield ``(page, number of pages)`` of all that the tree of rows consists of.
+
+    Of leaves just the header is read, unless the pages that their rows overflow to are wanted.
+    """
+    waiting = [] if header.root == _NO_PAGE else [header.root]
+    while waiting:
+        page = waiting.pop()
+        yield page, 1
+        content = os.pread(fd, _PAGE_HEADER, page * header.page_size)
+        number, _, flags, lower, _ = struct.unpack("<QHHHH", content)
+        if number != page or not flags & (_BRANCH | _LEAF) or lower > header.page_size:
+            raise ValueError(f"the file is damaged; its page {page} is none of LMDB's")
+        if not (flags & _BRANCH or overflow):
+            continue
+        content = os.pread(fd, header.page_size, page * header.page_size)
+        offsets = struct.unpack_from(f"<{(lower - _PAGE_HEADER) // 2}H", content, _PAGE_HEADER)
+        for offset in offsets:
+            low, high, node_flags, key_size = struct.unpack_from("<HHHH", content, offset)
+            if flags & _BRANCH:
+                waiting.append(low | high << 16 | node_flags << 32)
+            elif node_flags & _BIG_DATA:
+                (page_of_data,) = struct.unpack_from("<Q", content, offset + 8 + key_size)
+                yield page_of_data, -(-(_PAGE_HEADER + (low | high << 16)) // header.page_size)

@@ -1,0 +1,278 @@
+"""AtomicDataZarrSink: all structures of a dataset in one Zarr store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+
+from psnc.errors import StageError
+from psnc.stages import Param, Sink
+from psnc_atm.atomic_data import AtomicData
+from psnc_atm.fields import OPTIONAL, Level
+from psnc_atm.region_buffer import RegionBuffer
+from psnc_atm.store_plan import atom_counts, plan_store
+from psnc_atm.zarr_relayout import changed_indices, lay_out_anew, take_back
+from psnc_atm.zarr_store import ZarrStore, create_store, open_store
+
+if TYPE_CHECKING:
+    from psnc import Pipeline
+
+__all__ = ["AtomicDataZarrSink"]
+
+
+class AtomicDataZarrSink(Sink[AtomicData]):
+    """Write every index into its own region of one preallocated Zarr store.
+
+    Before the first index runs, the source tells how many atoms each structure has, so that every
+    index knows where its rows belong: workers need no order and no assembly, an index can be
+    written again after a crash, and the store is the same whoever wrote what when.
+
+    The layout is that of ``nvalchemi-toolkit``: groups ``meta`` (``atoms_ptr``, ``edges_ptr``,
+    masks), ``core`` (atom-level arrays concatenated, system-level arrays stacked) and ``custom``.
+    ``meta/samples_mask`` is True for exactly the structures that are completely written.
+
+    Parameters
+    ----------
+    output_path : str or Path
+        The store's directory. It is created; one that psnc laid out for the same input is
+        continued; anything else there is refused and left as it is.
+    atoms_per_chunk, systems_per_chunk : int
+        Rows a chunk of atom-level and system-level arrays.
+    fields : sequence of str, optional
+        The optional fields to write (``"energy"``, ``"forces"``, ...); others are left out. By
+        default those that the first structure has, ``initial_charges`` and ``initial_magmoms``
+        excepted, and a later structure that has others, or lacks one, fails its index.
+    custom : mapping of str to {"atom", "system"}, optional
+        Entries of ``AtomicData.info`` to write to the group ``custom``, each an array or number
+        of one shape for every structure (for every atom, at level ``"atom"``).
+
+    Raises
+    ------
+    psnc.StageError
+        If ``output_path`` holds something else, or a store of input that has changed since it
+        was written; if a structure does not fit the layout.
+    """
+
+    name = "atomic-zarr"
+    description = "One consolidated Zarr store for all structures"
+
+    def __init__(
+        self,
+        output_path: Annotated[str | Path, Param(description="Directory of the store")],
+        atoms_per_chunk: Annotated[
+            int, Param(description="Rows a chunk of atom-level arrays")
+        ] = 16_384,
+        systems_per_chunk: Annotated[
+            int, Param(description="Rows a chunk of system-level arrays")
+        ] = 8_192,
+        fields: Annotated[
+            Sequence[str] | None,
+            Param(description="Optional fields to write; by default what the first structure has"),
+        ] = None,
+        custom: Annotated[
+            Mapping[str, Level] | None,
+            Param(description="Entries of info to write, each with its level, atom or system"),
+        ] = None,
+    ) -> None:
+        for parameter, rows in (
+            ("atoms_per_chunk", atoms_per_chunk),
+            ("systems_per_chunk", systems_per_chunk),
+        ):
+            if rows < 1:
+                raise StageError(f"{parameter} is {rows}; give 1 or more")
+        for field in fields or ():
+            if field not in OPTIONAL:
+                raise StageError(f"unknown field {field!r}; choose from {', '.join(OPTIONAL)}")
+        for field, level in (custom or {}).items():
+            if level not in ("atom", "system"):
+                raise StageError(f"custom field {field!r} has level {level!r}; give atom or system")
+        self._path = Path(output_path).absolute()
+        self._output = str(output_path)
+        self._chunk_rows = {"atom": atoms_per_chunk, "system": systems_per_chunk}
+        self._fields = None if fields is None else sorted(set(fields), key=OPTIONAL.index)
+        self._custom = dict(custom or {})
+        self._store: ZarrStore | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the open store behind: each process opens its own."""
+        return {**self.__dict__, "_store": None}
+
+    def prepare(self, pipeline: Pipeline[AtomicData]) -> None:
+        """Lay out the store, or check that the one there was laid out for this pipeline."""
+        identity = self._identity(pipeline.source)
+        take_back(self._path)
+        store = open_store(self._path) or self._lay_out(pipeline, identity)
+        if store is not None and (
+            store.identity != identity or _readable_again(pipeline, store.unplanned)
+        ):
+            store = self._adapt(pipeline, store, identity)
+        self._store = store
+
+    def _lay_out(
+        self, pipeline: Pipeline[AtomicData], identity: dict[str, Any]
+    ) -> ZarrStore | None:
+        """Make the store; ``None`` if nothing can be read, and each index fails with its cause."""
+        completed = pipeline.completed_indices if pipeline.track_metrics else set()
+        # Looked at again, since another process may have made it and completed an index by now.
+        store = open_store(self._path)
+        if store is not None:
+            return store
+        if completed:
+            raise StageError(
+                f"{self._path} does not exist, but {len(completed)} of its indices are recorded as "
+                "completed; restore it, or run every index again (pipeline.reset(), psnc reset DB)"
+            )
+        plan = plan_store(pipeline, self._fields, self._custom)
+        if plan is None:
+            return None
+        create_store(self._path, plan, identity, self._chunk_rows)
+        return open_store(self._path)
+
+    def __call__(self, items: Iterator[AtomicData], index: int) -> list[str]:
+        """Write the structures of one index and return the store's path."""
+        store = self._store or open_store(self._path)
+        if store is None:
+            self._consume(items)
+            raise StageError(
+                f"{self._path}: not laid out, since no structure could be read when the run "
+                "began; run again"
+            )
+        if index in store.unplanned:
+            self._consume(items)
+            raise StageError(
+                f"{self._path} was laid out without index {index} ({store.unplanned[index]}); "
+                "mend its file and run again"
+            )
+        self._write(store, items, index)
+        return [self._output]
+
+    def _write(self, store: ZarrStore, items: Iterator[AtomicData], index: int) -> None:
+        rows, atoms = store.room(index)
+        buffer = RegionBuffer(index, store.fields, rows, atoms, refuse_others=self._fields is None)
+        try:
+            buffer.fill(items)
+        except Exception:
+            with store.lock():
+                self._mask_out(store.current(), index)
+            raise
+        with store.lock():
+            current = self._store = store.current()
+            if current is not store and current.room(index) != (rows, atoms):
+                raise StageError(
+                    f"index {index} was changed in the source while it was read; run it again"
+                )
+            self._put(current, buffer, index)
+
+    @staticmethod
+    def _mask_out(store: ZarrStore, index: int) -> None:
+        """From here on the index counts as not written, should it have been before."""
+        row, row_end = (int(number) for number in store.rows_before[index : index + 2])
+        if store.read("meta/samples_mask", row, row_end).any():
+            store.write("meta/samples_mask", row, np.zeros(row_end - row, dtype=bool))
+
+    def _put(self, store: ZarrStore, buffer: RegionBuffer, index: int) -> None:
+        row, atom = int(store.rows_before[index]), int(store.atoms_before[index])
+        self._mask_out(store, index)
+        for field, values in buffer.arrays():
+            start = atom if field.level == "atom" else row
+            store.write(f"{field.group}/{field.name}", start, values)
+        store.write("meta/atoms_mask", atom, np.arange(buffer.atoms) < buffer.kept_atoms)
+        # The last entry is where the next index begins, which never changes.
+        store.write("meta/atoms_ptr", row + 1, atom + buffer.atoms_ends()[:-1])
+        store.write("meta/samples_mask", row, np.arange(buffer.rows) < buffer.kept_rows)
+
+    def _identity(self, source: Any) -> dict[str, Any]:
+        if hasattr(source, "input_identity"):
+            described = json.loads(json.dumps(source.input_identity()))
+        else:
+            described = {"indices": len(source)}
+        return {
+            "chunk_rows": self._chunk_rows,
+            "fields": self._fields,
+            "custom": self._custom,
+            "input": described,
+        }
+
+    def _adapt(
+        self, pipeline: Pipeline[AtomicData], store: ZarrStore, identity: dict[str, Any]
+    ) -> ZarrStore:
+        """Make room for input that was repaired or added since the store was laid out.
+
+        One process at a time; whoever waited finds the store adapted.
+        """
+        with store.lock(exclusive=True):
+            store = store.current()
+            changed = changed_indices(store.identity, identity)
+            written = self._written(pipeline, store)
+            if changed is None or changed & written:
+                raise _other_input(store, identity, written)
+            changed |= _readable_again(pipeline, store.unplanned)
+            plan = plan_store(pipeline, self._fields, self._custom) if changed else None
+            if plan is None:
+                return store
+            lay_out_anew(store, plan, identity, self._chunk_rows, changed)
+            adapted = open_store(self._path)
+            assert adapted is not None
+            return adapted
+
+    @staticmethod
+    def _written(pipeline: Pipeline[AtomicData], store: ZarrStore) -> set[int]:
+        """Return the indices that are in the store, whole or in part."""
+        mask = store.read("meta/samples_mask", 0, int(store.rows_before[-1]))
+        rows = store.rows_before
+        written = {i for i in range(len(rows) - 1) if mask[rows[i] : rows[i + 1]].any()}
+        return written | (pipeline.completed_indices if pipeline.track_metrics else set())
+
+    @staticmethod
+    def _consume(items: Iterator[AtomicData]) -> None:
+        """Read on: the error that kept the index from being planned is the one to report."""
+        for _ in items:
+            pass
+
+
+def _readable_again(pipeline: Pipeline[AtomicData], unplanned: Mapping[int, str]) -> set[int]:
+    """Return the indices that had no room because of something that has passed."""
+    readable = set()
+    for index in unplanned:
+        try:
+            atom_counts(pipeline.source, index)
+        except Exception:
+            # The index fails again, with its present cause, when it runs.
+            continue
+        readable.add(index)
+    return readable
+
+
+def _other_input(
+    store: ZarrStore, identity: Mapping[str, Any], written: Container[int]
+) -> StageError:
+    difference = _difference(store.identity, identity, written)
+    return StageError(
+        f"{store.path} was laid out for other input: {difference}; "
+        "choose another output_path, or delete the store to write it anew"
+    )
+
+
+def _difference(then: Mapping[str, Any], now: Mapping[str, Any], written: Container[int]) -> str:
+    """Say in a few words what stands in the way."""
+    for key in ("chunk_rows", "fields", "custom"):
+        if then[key] != now[key]:
+            return f"{key} was {then[key]} and is {now[key]}"
+    old, new = then["input"], now["input"]
+    old_files = {name: state for name, *state in old.get("files", ())}
+    new_files = {name: state for name, *state in new.get("files", ())}
+    if list(old_files) != list(new_files)[: len(old_files)]:
+        gone = [f"{name} is gone" for name in old_files if name not in new_files]
+        added = [f"{name} is new" for name in new_files if name not in old_files]
+        return (gone + added)[0]
+    rest = sorted(key for key in {*old, *new} if key != "files" and old.get(key) != new.get(key))
+    if rest:
+        return ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in rest)
+    changed = [name for name, state in old_files.items() if new_files[name] != state]
+    positions = {name: position for position, name in enumerate(old_files)}
+    changed.sort(key=lambda name: positions[name] not in written)
+    return f"{changed[0]} changed" if changed else "files were added"

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import ase.db
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.calculator import all_properties
+from ase.stress import full_3x3_to_voigt_6_stress
+from data import crystals, molecules, write_database
+
+from psnc_atm import ASELMDBSource, AtomicData
+
+
+def assert_same_atoms(one: Atoms, other: Atoms) -> None:
+    assert one.arrays.keys() == other.arrays.keys()
+    for name in one.arrays:
+        np.testing.assert_array_equal(one.arrays[name], other.arrays[name], err_msg=name)
+    np.testing.assert_array_equal(one.cell.array, other.cell.array)
+    np.testing.assert_array_equal(one.pbc, other.pbc)
+    assert [c.todict() for c in one.constraints] == [c.todict() for c in other.constraints]
+    for name in all_properties:
+        left = None if one.calc is None else one.calc.results.get(name)
+        right = None if other.calc is None else other.calc.results.get(name)
+        assert (left is None) == (right is None), name
+        if left is not None:
+            np.testing.assert_array_equal(left, right, err_msg=name)
+
+
+@pytest.mark.parametrize("make", [molecules, crystals])
+def test_rows_become_the_same_atoms_as_with_the_reference_reader(make, tmp_path: Path) -> None:
+    path = tmp_path / "rows.aselmdb"
+    write_database(path, make(6))
+    ours = [structure.to_ase() for structure in ASELMDBSource(path)[0]]
+    with ase.db.connect(path) as database:
+        references = [row.toatoms() for row in database.select()]
+    assert len(ours) == len(references) == 6
+    for one, other in zip(ours, references, strict=True):
+        assert_same_atoms(one, other)
+
+
+@pytest.mark.parametrize("make", [molecules, crystals])
+def test_atoms_survive_the_way_there_and_back(make) -> None:
+    for atoms in make(4):
+        structure = AtomicData.from_ase(atoms)
+        assert_same_atoms(structure.to_ase(), atoms)
+        assert AtomicData.from_ase(structure.to_ase()) == structure
+
+
+def test_stress_is_a_matrix_in_ases_sign_and_order() -> None:
+    atoms = next(crystals(1))
+    stress = AtomicData.from_ase(atoms).stress
+    assert stress is not None
+    np.testing.assert_array_equal(stress, stress.T)
+    np.testing.assert_array_equal(full_3x3_to_voigt_6_stress(stress), atoms.get_stress())
+
+
+def test_info_has_pairs_and_data_and_charge_and_spin_are_fields(tmp_path: Path) -> None:
+    path = tmp_path / "rows.aselmdb"
+    write_database(
+        path,
+        molecules(1),
+        key_value_pairs={"label": "x", "both": 1.5},
+        data={"charge": -1, "spin": 2, "both": 7, "grid": np.eye(2), "sub": {"1": [1, 2]}},
+    )
+    (structure,) = ASELMDBSource(path)[0]
+    assert (structure.charge, structure.spin) == (-1.0, 2.0)
+    assert structure.info.keys() == {"label", "both", "key_value_pairs.both", "grid", "sub"}
+    assert structure.info["both"] == 7
+    assert structure.info["key_value_pairs.both"] == 1.5
+    assert structure.info["sub"] == {1: [1, 2]}
+    np.testing.assert_array_equal(structure.info["grid"], np.eye(2))
+    assert structure.to_ase().info["charge"] == -1
+
+
+def test_complex_and_ase_objects_in_data_are_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "rows.aselmdb"
+    atoms = next(molecules(1))
+    wave = np.array([1 + 2j, 3 - 1j])
+    write_database(path, [atoms], data={"wave": wave, "start": {"atoms": atoms}})
+    (structure,) = ASELMDBSource(path)[0]
+    np.testing.assert_array_equal(structure.info["wave"], wave)
+    np.testing.assert_array_equal(structure.info["start"]["atoms"].positions, atoms.positions)
+
+
+def test_not_a_number_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.aselmdb"
+    atoms = next(molecules(1))
+    atoms.calc.results["energy"] = float("nan")
+    atoms.calc.results["forces"][0] = float("inf")
+    write_database(path, [atoms])
+    (structure,) = ASELMDBSource(path)[0]
+    assert np.isnan(structure.energy)
+    assert np.isinf(structure.forces[0]).all()
+
+
+def test_equality_looks_at_every_element_and_survives_pickling() -> None:
+    atoms = next(crystals(1))
+    one = AtomicData.from_ase(atoms)
+    assert one == pickle.loads(pickle.dumps(one))
+    atoms.positions[3, 1] += 1e-12
+    assert one != AtomicData.from_ase(atoms)
+    assert one != 3
+
+
+def test_a_field_with_the_wrong_number_of_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match="forces has 2 rows for 3 atoms"):
+        AtomicData(
+            atomic_numbers=np.array([1, 1, 8]), positions=np.zeros((3, 3)), forces=np.zeros((2, 3))
+        )

@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from data import (
+    assert_same_store,
+    change_raw_row,
+    contents,
+    molecules,
+    raw_row,
+    write_database,
+    write_dataset,
+)
+
+from psnc import Pipeline, StageError, run_pipeline
+from psnc_atm import ASELMDBSource, AtomicDataZarrSink
+from psnc_atm.zarr_relayout import changed_indices
+
+
+def convert(data: Path, output: Path, n_jobs: int = 1, rows: int | None = None) -> Pipeline[Any]:
+    """Run on from what is there, as the same command given again does."""
+    pipeline: Pipeline[Any] = Pipeline(
+        source=ASELMDBSource(data, rows_per_index=rows),
+        sink=AtomicDataZarrSink(output / "out.zarr", atoms_per_chunk=64, systems_per_chunk=8),
+        resume=True,
+        db_dir=output,
+    )
+    run_pipeline(pipeline, n_jobs=n_jobs, progress=False)
+    return pipeline
+
+
+def damaged_copy(path: Path, kind: str) -> bytes:
+    """Damage a file and return what it was."""
+    whole = path.read_bytes()
+    if kind == "truncated":
+        os.truncate(path, path.stat().st_size // 2)
+    elif kind == "no LMDB file":
+        path.write_bytes(b"x" * len(whole))
+    else:
+        value = raw_row(path, b"9")
+        damaged = value[: len(value) // 2] if kind == "row" else b"\0" + value[1:]
+        change_raw_row(path, b"9", damaged)
+    return whole
+
+
+@pytest.mark.parametrize(
+    ("kind", "damaged", "jobs"),
+    [
+        ("truncated", [0], 1),
+        ("truncated", [0, 2], 2),
+        ("no LMDB file", [2], 1),
+        ("row", [1], 1),
+        ("head of row", [1], 2),
+    ],
+)
+def test_a_repaired_file_is_all_that_runs_and_the_store_is_that_of_a_clean_run(
+    tmp_path: Path, damaged: list[int], kind: str, jobs: int
+) -> None:
+    data = write_dataset(tmp_path / "in", files=3, rows=20)
+    paths = [data / f"data{number:04}.aselmdb" for number in damaged]
+    whole = {path: damaged_copy(path, kind) for path in paths}
+    pipeline = convert(data, tmp_path, jobs)
+    assert pipeline.failed_indices.keys() == set(damaged)
+    for path, content in whole.items():
+        path.write_bytes(content)
+    before = {i: row.completed_at for i, row in enumerate(pipeline.metrics) if i not in damaged}
+    pipeline = convert(data, tmp_path, jobs)
+    assert pipeline.completed_indices == {0, 1, 2}
+    after = {i: row.completed_at for i, row in enumerate(pipeline.metrics) if i not in damaged}
+    assert after == before
+    (tmp_path / "clean").mkdir()
+    convert(data, tmp_path / "clean")
+    # The damage in place changed the files' own counters, which the plan remembers.
+    assert_same_content(tmp_path / "out.zarr", tmp_path / "clean/out.zarr")
+
+
+def assert_same_content(one: Path, other: Path) -> None:
+    ours, theirs = contents(one), contents(other)
+    for arrays in (ours, theirs):
+        arrays.pop("psnc/identity")
+    assert ours.keys() == theirs.keys()
+    for name, values in ours.items():
+        assert values.dtype == theirs[name].dtype, name
+        assert values.shape == theirs[name].shape, name
+        assert (values == theirs[name]).all(), name
+
+
+def test_a_bad_row_may_be_deleted_instead(tmp_path: Path) -> None:
+    import ase.db
+
+    data = write_dataset(tmp_path / "in", files=3, rows=20)
+    damaged_copy(data / "data0001.aselmdb", "row")
+    assert list(convert(data, tmp_path).failed_indices) == [1]
+    with ase.db.connect(data / "data0001.aselmdb", type="aselmdb") as database:
+        database.delete([9])
+    assert convert(data, tmp_path).completed_indices == {0, 1, 2}
+    (tmp_path / "clean").mkdir()
+    convert(data, tmp_path / "clean")
+    assert_same_store(tmp_path / "out.zarr", tmp_path / "clean/out.zarr")
+
+
+def test_files_that_are_added_behind_the_others_are_all_that_runs(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "in", files=2, rows=15)
+    first = convert(data, tmp_path)
+    times = [row.completed_at for row in first.metrics]
+    write_database(data / "data0002.aselmdb", molecules(11, seed=9), data={"charge": 1, "gap": 0.0})
+    second = convert(data, tmp_path)
+    assert second.completed_indices == {0, 1, 2}
+    assert [row.completed_at for row in second.metrics][:2] == times
+    (tmp_path / "clean").mkdir()
+    convert(data, tmp_path / "clean")
+    assert_same_store(tmp_path / "out.zarr", tmp_path / "clean/out.zarr")
+
+
+def test_a_file_that_comes_in_between_is_refused(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "in", files=2, rows=15)
+    convert(data, tmp_path)
+    before = contents(tmp_path / "out.zarr")
+    write_database(data / "data0000b.aselmdb", molecules(5))
+    with pytest.raises(StageError, match=r"data0000b\.aselmdb is new"):
+        convert(data, tmp_path)
+    after = contents(tmp_path / "out.zarr")
+    assert all((before[name] == after[name]).all() for name in before)
+
+
+def test_a_file_that_changed_after_it_was_written_is_refused(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "in", files=2, rows=15)
+    convert(data, tmp_path)
+    write_database(data / "more.aselmdb", molecules(5))
+    write_database(data / "data0001.aselmdb", molecules(3))  # three rows more
+    with pytest.raises(StageError, match=r"data0001\.aselmdb changed"):
+        convert(data, tmp_path)
+
+
+def test_with_several_indices_a_file_a_repair_is_refused(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "in", files=3, rows=20)
+    path = data / "data0001.aselmdb"
+    whole = damaged_copy(path, "truncated")
+    convert(data, tmp_path, rows=5)
+    path.write_bytes(whole)
+    # What was one unreadable index would now be four, and all numbers behind it would change.
+    with pytest.raises(StageError, match=r"data0001\.aselmdb changed"):
+        convert(data, tmp_path, rows=5)
+
+
+def _convert_in_child(data: Path, output: Path) -> None:
+    convert(data, output)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="exchanges directories in one step on Linux")
+def test_a_kill_while_it_is_laid_out_anew_loses_nothing(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "in", files=6, rows=40)
+    path = data / "data0002.aselmdb"
+    whole = damaged_copy(path, "truncated")
+    convert(data, tmp_path)
+    path.write_bytes(whole)
+    (tmp_path / "clean").mkdir()
+    convert(data, tmp_path / "clean")
+    context = multiprocessing.get_context("spawn")
+    for kill in range(4):
+        child = context.Process(target=_convert_in_child, args=(data, tmp_path))
+        child.start()
+        assert child.pid is not None
+        deadline = time.monotonic() + 20
+        drafts: list[Path] = []
+        while not drafts and child.is_alive() and time.monotonic() < deadline:
+            drafts = list(tmp_path.glob(".out.zarr.*.draft"))
+        time.sleep(0.01 * kill)
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        assert contents(tmp_path / "out.zarr")["meta/samples_mask"].sum() >= 200
+    assert convert(data, tmp_path).completed_indices == set(range(6))
+    assert_same_content(tmp_path / "out.zarr", tmp_path / "clean/out.zarr")
+
+
+def pipeline_of(data: Path, output: Path, chunks: int) -> Pipeline[Any]:
+    return Pipeline(
+        source=ASELMDBSource(data),
+        sink=AtomicDataZarrSink(
+            output / "out.zarr", atoms_per_chunk=chunks, systems_per_chunk=chunks
+        ),
+        resume=True,
+        db_dir=output,
+    )
+
+
+@pytest.mark.parametrize("chunks", [8, 10_000])
+def test_whoever_was_at_work_goes_on_in_the_store_that_was_laid_out_anew(
+    tmp_path: Path, chunks: int
+) -> None:
+    data = write_dataset(tmp_path / "in", files=6, rows=20)
+    path = data / "data0002.aselmdb"
+    whole = damaged_copy(path, "truncated")
+    first = pipeline_of(data, tmp_path, chunks)
+    _ = first[0]
+    path.write_bytes(whole)
+    second = pipeline_of(data, tmp_path, chunks)
+    _ = second[2]
+    for index in (1, 3, 4, 5):  # with the layout that it has known from the start
+        _ = first[index]
+    assert second.completed_indices == set(range(6))
+    (tmp_path / "clean").mkdir()
+    convert(data, tmp_path / "clean")
+    assert_same_content(tmp_path / "out.zarr", tmp_path / "clean/out.zarr")
+
+
+def test_a_file_that_was_only_busy_gets_its_room_later(tmp_path: Path) -> None:
+    import ase.db
+
+    data = write_dataset(tmp_path / "in", files=3, rows=20)
+    busy = ase.db.connect(data / "data0001.aselmdb", type="aselmdb", readonly=True)
+    assert busy.count() == 20
+    failed = convert(data, tmp_path).failed_indices
+    assert list(failed) == [1]
+    busy.close()
+    assert convert(data, tmp_path).completed_indices == {0, 1, 2}
+    (tmp_path / "clean").mkdir()
+    convert(data, tmp_path / "clean")
+    assert_same_content(tmp_path / "out.zarr", tmp_path / "clean/out.zarr")
+
+
+def test_a_store_that_a_killed_process_had_put_aside_is_taken_back(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "in", files=3, rows=10)
+    convert(data, tmp_path)
+    before = contents(tmp_path / "out.zarr")
+    (tmp_path / "out.zarr").rename(tmp_path / ".out.zarr.previous")
+    assert convert(data, tmp_path).completed_indices == {0, 1, 2}
+    after = contents(tmp_path / "out.zarr")
+    assert all((before[name] == after[name]).all() for name in before)
+
+
+def test_what_stands_in_the_way_is_named_not_what_may_change(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "in", files=3, rows=10)
+    whole = damaged_copy(data / "data0000.aselmdb", "truncated")
+    convert(data, tmp_path)
+    (data / "data0000.aselmdb").write_bytes(whole)  # this alone would be fine
+    write_database(data / "data0001b.aselmdb", molecules(5))
+    with pytest.raises(StageError, match=r"data0001b\.aselmdb is new"):
+        convert(data, tmp_path)
+    (data / "data0001b.aselmdb").unlink()
+    write_database(data / "data0001.aselmdb", molecules(3))
+    with pytest.raises(StageError, match=r"data0001\.aselmdb changed"):
+        convert(data, tmp_path)
+
+
+def test_a_store_is_checked_though_nothing_is_left_to_run(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "in", files=2, rows=10)
+    convert(data, tmp_path)
+    write_database(data / "data0001.aselmdb", molecules(3))
+    with pytest.raises(StageError, match=r"data0001\.aselmdb changed"):
+        convert(data, tmp_path)
+    shutil.rmtree(tmp_path / "out.zarr")
+    with pytest.raises(StageError, match="does not exist, but 2 of its indices"):
+        convert(data, tmp_path)
+
+
+def test_changed_indices_are_none_where_numbers_lose_their_meaning() -> None:
+    then: dict[str, Any] = {
+        "fields": None,
+        "input": {"rows_per_index": None, "files": [["a", 1, 1]]},
+    }
+    same = {"rows_per_index": None, "files": [["a", 1, 1]]}
+    assert changed_indices(then, {**then, "input": same}) == set()
+    longer = {**same, "files": [["a", 2, 1], ["b", 1, 1]]}
+    assert changed_indices(then, {**then, "input": longer}) == {0, 1}
+    assert changed_indices(then, {**then, "fields": ["energy"]}) is None
+    assert changed_indices(then, {**then, "input": {**same, "files": [["b", 1, 1]]}}) is None
+    assert changed_indices(then, {**then, "input": {"indices": 3}}) is None

@@ -1,0 +1,5 @@
+"""``python -m psnc`` is ``psnc``."""
+
+from psnc.cli import main
+
+main()

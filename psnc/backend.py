@@ -1,0 +1,49 @@
+"""What a backend is: a way to run batches of indices on workers, and nothing more.
+
+Which indices run, how they are batched, progress and the order of results belong to the session
+and are the same on every backend.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+from psnc.worker import BatchResult, WorkerTask
+
+__all__ = ["Backend"]
+
+
+class Backend(ABC):
+    """Runs batches on ``n_jobs`` workers.
+
+    Keyword options of ``run_pipeline`` that it does not know itself go to the constructor.
+
+    Parameters
+    ----------
+    n_jobs : int
+        Number of workers, at least 1.
+    """
+
+    def __init__(self, n_jobs: int) -> None:
+        self.n_jobs = n_jobs
+
+    @abstractmethod
+    def start(self, task: WorkerTask) -> None:
+        """Bring ``task`` to the workers, once each.
+
+        In this process ``task(indices)`` runs a batch; ``task.to_bytes()`` and
+        ``WorkerTask.from_bytes`` take it to another.
+        """
+
+    @abstractmethod
+    def submit(self, indices: Sequence[int]) -> Future[BatchResult]:
+        """Run a batch on one worker, in order.
+
+        The future fails with :class:`psnc.WorkerDiedError` if the worker ends before the batch.
+        """
+
+    @abstractmethod
+    def stop(self, *, now: bool = False) -> None:
+        """Release the workers, once submitted batches are done or, with ``now``, at once."""

@@ -1,0 +1,1 @@
+"""The plugins that come with psnc: hook implementations, and nothing that another cannot do."""

@@ -1,0 +1,253 @@
+"""Run indices in processes of their own.
+
+Workers start clean, from a server process that holds none of the driver's threads, locks or
+connections, and without running the driver's script again, so that a script needs no
+``if __name__ == "__main__"``.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.util
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import connection
+from multiprocessing.context import ForkProcess, ForkServerProcess, SpawnProcess
+from multiprocessing.process import BaseProcess
+from typing import Any, ClassVar
+
+from pebble import ProcessExpired, ProcessPool
+
+from psnc.backend import Backend
+from psnc.errors import BackendError, WorkerDiedError
+from psnc.worker import BatchResult, WorkerTask
+
+__all__ = ["ProcessPoolBackend"]
+
+
+class ProcessPoolBackend(Backend):
+    """``n_jobs`` processes; one that dies is replaced.
+
+    Parameters
+    ----------
+    n_jobs : int
+        Number of processes.
+    start_method : {"forkserver", "spawn", "fork"}, optional
+        How they start: ``"forkserver"`` where there is one, else ``"spawn"``. ``"fork"`` is the
+        fastest, and can deadlock once the driver has threads, as many libraries start them.
+    """
+
+    def __init__(self, n_jobs: int, start_method: str | None = None) -> None:
+        super().__init__(n_jobs)
+        available = multiprocessing.get_all_start_methods()
+        if start_method is None:
+            start_method = "forkserver" if "forkserver" in available else "spawn"
+        if start_method not in available:
+            raise BackendError(
+                f"start_method {start_method!r} does not exist here: choose one of "
+                f"{', '.join(available)}"
+            )
+        self._start_method = start_method
+
+    def start(self, task: WorkerTask) -> None:
+        """Start the processes."""
+        self._pool: Any = ProcessPool(
+            max_workers=self.n_jobs,
+            initializer=_remember_task,
+            initargs=(task.to_bytes(),),
+            context=_context(self._start_method),
+        )
+
+    def submit(self, indices: Sequence[int]) -> Future[BatchResult]:
+        """Run the batch on the next free process."""
+        outcome: Future[BatchResult] = Future()
+        running = self._pool.schedule(_run_batch, args=(tuple(indices),))
+        running.add_done_callback(lambda done: _hand_over(done, outcome))
+        return outcome
+
+    def stop(self, *, now: bool = False) -> None:
+        """End the processes, after their batches or at once."""
+        if now:
+            self._pool.stop()
+        else:
+            self._pool.close()
+        self._pool.join()
+
+
+def _hand_over(done: Future[BatchResult], outcome: Future[BatchResult]) -> None:
+    if done.cancelled():
+        outcome.cancel()
+        return
+    error = done.exception()
+    if isinstance(error, ProcessExpired):
+        outcome.set_exception(WorkerDiedError(_cause_of_death(error.exitcode), error.pid))
+    elif isinstance(error, BrokenProcessPool):
+        outcome.set_exception(
+            BackendError(
+                "worker processes ended before they took an index, as when memory runs out or "
+                "they cannot start: run again, with fewer jobs or --backend sequential"
+            )
+        )
+    elif error is not None:
+        outcome.set_exception(error)
+    else:
+        outcome.set_result(done.result())
+
+
+def _cause_of_death(exit_code: int | None) -> str:
+    if exit_code == _LEFT_QUIETLY:
+        exit_code = 0
+    if exit_code is not None and exit_code < 0:
+        try:
+            name = signal.Signals(-exit_code).name
+        except ValueError:
+            name = f"signal {-exit_code}"
+        hint = ", as when memory runs out" if name == "SIGKILL" else ""
+        return f"the worker process was ended by {name}{hint}"
+    return f"the worker process exited with code {exit_code}"
+
+
+# --- in the worker ----------------------------------------------------------------------------
+
+_task_bytes: bytes = b""
+_task: WorkerTask | None = None
+_busy = False
+
+
+def _remember_task(task_bytes: bytes) -> None:
+    global _task_bytes
+    _task_bytes = task_bytes
+    threading.Thread(target=_end_with_driver, name="psnc-driver-watch", daemon=True).start()
+
+
+def _run_batch(indices: tuple[int, ...]) -> BatchResult:
+    global _busy, _task
+    if _task is None:
+        # Not in the initializer, whose errors would not reach the driver.
+        _task = WorkerTask.from_bytes(_task_bytes)
+        multiprocessing.util.Finalize(None, _release, exitpriority=100)
+    _busy = True
+    result = _task(indices)
+    _busy = False
+    return result
+
+
+def _release() -> None:
+    """Take leave in order, unless the process is being ended in the middle of an index."""
+    # The pool closes its pipe and then sends SIGTERM, which must not cut this short.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if _task is not None and not _busy:
+        _task.close()
+
+
+def _end_with_driver() -> None:
+    """End this process when the driver dies, so that nothing runs on without it."""
+    driver = multiprocessing.parent_process()
+    if driver is not None:
+        connection.wait([driver.sentinel])
+        os._exit(1)
+
+
+# --- starting processes -----------------------------------------------------------------------
+
+_main_lock = threading.Lock()
+
+
+@contextmanager
+def _hidden_main_module() -> Iterator[None]:
+    """Keep multiprocessing from running the driver's script again in the new process.
+
+    It looks at these two attributes of ``__main__`` to decide. The pipeline needs no such run,
+    since what is defined in ``__main__`` travels by value.
+    """
+    main = sys.modules["__main__"]
+    with _main_lock:
+        file, spec = main.__dict__.pop("__file__", None), main.__spec__
+        main.__spec__ = None
+        try:
+            yield
+        finally:
+            main.__spec__ = spec
+            if file is not None:
+                main.__file__ = file
+
+
+@contextmanager
+def _born_deaf_to_interrupts() -> Iterator[None]:
+    """Have new processes begin with SIGINT blocked, which is the driver's to answer.
+
+    The pool has its workers ignore it, but not before they are up; until then a Ctrl-C, which
+    goes to all processes of a terminal, would end them, and the pool with them.
+    """
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+
+
+# How long a death is kept from the pool, which must have heard before which task the worker took.
+_LAST_WORDS_S = 0.3
+
+# What the exit code 0 of a worker is reported as: the pool would take it for an end that was
+# asked for, and wait for the worker's task for ever.
+_LEFT_QUIETLY = 256
+
+
+class _WorkerProcess(BaseProcess):
+    """A process whose death the pool always notices, and connects with its task."""
+
+    _found_dead: float | None = None
+    _told_to_end = False
+
+    @property
+    def exitcode(self) -> int | None:
+        code = super().exitcode
+        return _LEFT_QUIETLY if code == 0 else code
+
+    def is_alive(self) -> bool:
+        if super().is_alive():
+            return True
+        if self._found_dead is None:
+            self._found_dead = time.monotonic()
+        return not self._told_to_end and time.monotonic() - self._found_dead < _LAST_WORDS_S
+
+    def start(self) -> None:
+        with _hidden_main_module(), _born_deaf_to_interrupts():
+            super().start()
+
+    def terminate(self) -> None:
+        self._told_to_end = True
+        super().terminate()
+
+
+class _WorkerForkServerProcess(_WorkerProcess, ForkServerProcess):
+    """Started by a server process."""
+
+
+class _WorkerSpawnProcess(_WorkerProcess, SpawnProcess):
+    """Started anew."""
+
+
+class _WorkerForkProcess(_WorkerProcess, ForkProcess):
+    """Forked from the driver."""
+
+
+def _context(start_method: str) -> Any:
+    context = multiprocessing.get_context(start_method)
+
+    class WorkerContext(type(context)):  # type: ignore[misc]
+        Process: ClassVar[Any] = {
+            "forkserver": _WorkerForkServerProcess,
+            "spawn": _WorkerSpawnProcess,
+            "fork": _WorkerForkProcess,
+        }[start_method]
+
+    return WorkerContext()

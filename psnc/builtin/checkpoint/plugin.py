@@ -1,0 +1,61 @@
+"""Record every index in the checkpoint store, and answer for those it holds as completed.
+
+SQLite is the store for plain paths. A plugin that opens another for its own URLs from
+``psnc_open_store`` is recorded to in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from psnc.builtin.checkpoint.store import SQLiteStore
+from psnc.config import Config
+from psnc.execution import IndexContext
+from psnc.hookspecs import hookimpl
+from psnc.records import IndexRecord
+from psnc.run import Run
+from psnc.store import CheckpointStore
+
+
+@hookimpl(trylast=True)
+def psnc_open_store(url: str, run: Run | None, create: bool) -> CheckpointStore | None:
+    """Open the SQLite database at a path."""
+    if "://" in url:
+        return None
+    config = run.plugins.config if run is not None else Config()
+    return SQLiteStore(Path(url), create=create, config=config)
+
+
+@hookimpl(trylast=True)
+def psnc_index_lookup(run: Run, index: int) -> Sequence[str] | None:
+    """Answer with the recorded paths of a completed index."""
+    return None if run.store is None else run.store.lookup(index)
+
+
+@hookimpl
+def psnc_index_start(context: IndexContext) -> None:
+    """Note which index the worker is at."""
+    if context.run.store is not None:
+        context.run.store.index_started(context.worker, context.index)
+
+
+@hookimpl(trylast=True)
+def psnc_index_done(context: IndexContext, record: IndexRecord) -> None:
+    """Record the index."""
+    if context.run.store is not None:
+        context.run.store.record(record)
+
+
+@hookimpl
+def psnc_index_interrupted(context: IndexContext) -> None:
+    """Note that the worker is at no index any more."""
+    if context.run.store is not None:
+        context.run.store.worker_idle(context.worker)
+
+
+@hookimpl(tryfirst=True)
+def psnc_index_reported(run: Run, record: IndexRecord) -> None:
+    """Record what a worker out of the store's reach, or one that died, could not."""
+    if run.store is not None and not record.recorded:
+        run.store.record(record)

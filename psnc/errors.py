@@ -1,0 +1,85 @@
+"""Every error that psnc raises on purpose, and the exit code each gives the command line.
+
+The message of each is one line for a person: what is wrong, where, and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "BackendError",
+    "ConfigurationError",
+    "IndexRangeError",
+    "PartitionError",
+    "PipelineError",
+    "PluginError",
+    "PsncError",
+    "SourceError",
+    "StageError",
+    "StoreError",
+    "TrackingDisabledError",
+    "WorkerDiedError",
+]
+
+
+class PsncError(Exception):
+    """Base of every error that psnc raises on purpose."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class ConfigurationError(PsncError):
+    """A stage's parameters have no canonical form, so that the pipeline has no hash."""
+
+
+class PipelineError(PsncError):
+    """A pipeline is incomplete, or what was named is no pipeline."""
+
+
+class StageError(PsncError):
+    """A stage broke its contract: a sink that returns no paths, say."""
+
+
+class SourceError(PsncError):
+    """The input of a source is missing, empty or unreadable."""
+
+
+class IndexRangeError(PsncError, IndexError):
+    """An index lies outside the source."""
+
+
+class PartitionError(PsncError):
+    """A stage's ``partition_indices`` does not cover each index exactly once."""
+
+
+class BackendError(PsncError):
+    """A backend is unknown, or refuses the options it was given."""
+
+
+class PluginError(PsncError):
+    """A plugin cannot be found, loaded or called."""
+
+
+class TrackingDisabledError(PsncError):
+    """The pipeline records nothing (``track_metrics=False``), so there is nothing to ask it."""
+
+
+class StoreError(PsncError):
+    """The checkpoint store cannot be opened, read or written."""
+
+    exit_code = 3
+
+
+class WorkerDiedError(PsncError):
+    """The process that ran an index ended before the index did.
+
+    Attributes
+    ----------
+    pid : int or None
+        The process, where the backend knows it.
+    """
+
+    def __init__(self, message: str, pid: int | None = None) -> None:
+        super().__init__(message)
+        self.pid = pid

@@ -1,0 +1,334 @@
+"""One index through the chain, measured: the only place that calls the index and stage hooks.
+
+It runs wherever ``pipeline[i]`` is called: in psnc's own workers, in a bare loop, or in somebody
+else's pool.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, field
+
+from psnc.errors import StageError
+from psnc.records import (
+    ArtifactRecord,
+    IndexRecord,
+    LogRecord,
+    StageRecord,
+    WorkerInfo,
+    utc_timestamp,
+)
+from psnc.stages import Filter, Sink, Source, Stage, is_stateful, stage_name
+
+if TYPE_CHECKING:
+    from psnc.pipeline import Pipeline
+    from psnc.run import Run
+
+__all__ = ["IndexContext", "chain", "execute", "execute_untracked"]
+
+_ERROR_LEVEL = 40
+_OWN_FIGURES = frozenset({"peak_memory_bytes", "gpu_memory_bytes"})
+
+
+@define(eq=False)
+class IndexContext:
+    """What hooks are given as ``context``: one index at work.
+
+    Attributes
+    ----------
+    run : Run
+        The run that it belongs to.
+    index : int
+        The source index.
+    worker : WorkerInfo
+        The thread that runs it.
+    logs : list of LogRecord
+        Log entries so far; they are recorded with the index.
+    """
+
+    run: Run
+    index: int
+    worker: WorkerInfo
+    logs: list[LogRecord] = field(factory=list)
+
+
+def execute(run: Run, index: int) -> tuple[IndexRecord, Exception | None]:
+    """Run one index, or find its earlier result, and have it recorded.
+
+    Returns
+    -------
+    record, exception
+        What is known of the index, and the exception that ended it, if one did.
+
+    Raises
+    ------
+    StoreError
+        If the outcome cannot be recorded.
+    """
+    plugins = run.plugins
+    paths = plugins.first_result("psnc_index_lookup", run=run, index=index)
+    if paths is not None:
+        return IndexRecord(index, "completed", tuple(paths), cached=True, recorded=True), None
+    context = IndexContext(run, index, run.worker())
+    try:
+        plugins.call_contained("psnc_index_start", context=context)
+        record, exception = _measured(context)
+    except BaseException:
+        plugins.call_contained("psnc_index_interrupted", context=context)
+        raise
+    plugins.call_contained("psnc_index_done", context=context, record=record)
+    return record, exception
+
+
+def execute_untracked(run: Run, index: int) -> list[str]:
+    """Run one index and return its output paths: no timing, no hooks, no record."""
+    if not run.prepared:
+        run.prepare()
+    pipeline = run.pipeline
+    sink = pipeline.sink
+    assert sink is not None
+    return _output_paths(sink, sink(iter(chain(pipeline, index)), index))
+
+
+def chain(pipeline: Pipeline[Any], index: int) -> Iterable[Any]:
+    """Join the source and the filters for one index, lazily."""
+    items = _require_items(pipeline.source, pipeline.source[index])
+    for filter in _filters_of_one_index(pipeline):
+        items = _require_items(filter, filter(iter(items)))
+    return items
+
+
+def _require_items(stage: Stage, produced: Any) -> Iterable[Any]:
+    if produced is None:
+        kind = "source" if isinstance(stage, Source) else "filter"
+        raise StageError(f"{stage_name(stage)} returned None: a {kind} yields its items")
+    return produced  # type: ignore[no-any-return]
+
+
+class _StageClock:
+    """Time spent in one stage and everything before it."""
+
+    __slots__ = ("elapsed_ns", "failed", "order", "stage")
+
+    def __init__(self, order: int, stage: Stage) -> None:
+        self.order = order
+        self.stage = stage
+        self.elapsed_ns = 0
+        self.failed = False
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        started = perf_counter_ns()
+        try:
+            return function(*arguments)
+        except BaseException:
+            self.failed = True
+            raise
+        finally:
+            self.elapsed_ns += perf_counter_ns() - started
+
+    def watch(self, items: Iterable[Any]) -> Iterator[Any]:
+        """Yield what the stage yields; two clock reads an item are all that it costs."""
+        iterator = self.call(iter, items)
+        while True:
+            started = perf_counter_ns()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                self.elapsed_ns += perf_counter_ns() - started
+                return
+            except BaseException:
+                self.elapsed_ns += perf_counter_ns() - started
+                self.failed = True
+                raise
+            self.elapsed_ns += perf_counter_ns() - started
+            yield item
+
+
+def _measured(context: IndexContext) -> tuple[IndexRecord, Exception | None]:
+    run = context.run
+    pipeline = run.pipeline
+    assert pipeline.sink is not None
+    stages: list[Stage] = [pipeline.source, *pipeline.filters, pipeline.sink]
+    clocks = [_StageClock(order, stage) for order, stage in enumerate(stages)]
+    exception: Exception | None = None
+    outputs: list[str] = []
+    artifacts: list[ArtifactRecord] = []
+    started = perf_counter_ns()
+    try:
+        if not run.prepared:
+            run.prepare()
+        for clock, own in zip(clocks[1:-1], _filters_of_one_index(pipeline), strict=True):
+            clock.stage = own
+        outputs = _timed_chain(context, clocks)
+        artifacts = _flush_stateful(context, clocks)
+    except Exception as error:
+        exception = error
+        outputs, artifacts = [], []
+        _log_failure(context, clocks, error)
+    wall_time_ns = perf_counter_ns() - started
+    stage_records = _stage_records(context, clocks)
+    record = IndexRecord(
+        index=context.index,
+        status="completed" if exception is None else "error",
+        output_paths=tuple(outputs),
+        wall_time_ns=wall_time_ns,
+        worker=context.worker,
+        error=None if exception is None else error_text(exception),
+        stages=stage_records,
+        artifacts=tuple(artifacts),
+        measurements=_measurements(context),
+        logs=tuple(context.logs),
+        recorded=run.store is not None,
+    )
+    return record, exception
+
+
+def error_text(error: BaseException) -> str:
+    """Return ``"{type}: {message}"``, which is how an error is recorded."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception as problem:
+        return f"{type(error).__name__}: (no text: {type(problem).__name__} while making it)"
+
+
+def _timed_chain(context: IndexContext, clocks: list[_StageClock]) -> list[str]:
+    plugins = context.run.plugins
+    announce = plugins.implements("psnc_stage_start")
+    source, *filters, sink = clocks
+    index = context.index
+    if announce:
+        plugins.call_contained("psnc_stage_start", context=context, stage=source.stage)
+    items = source.watch(source.call(_items_of, source.stage, index))
+    for clock in filters:
+        if announce:
+            plugins.call_contained("psnc_stage_start", context=context, stage=clock.stage)
+        items = clock.watch(clock.call(_filtered, clock.stage, items))
+    if announce:
+        plugins.call_contained("psnc_stage_start", context=context, stage=sink.stage)
+    paths: list[str] = sink.call(_written, sink.stage, items, index)
+    return paths
+
+
+def _items_of(source: Source[Any], index: int) -> Iterable[Any]:
+    return _require_items(source, source[index])
+
+
+def _filtered(filter: Filter[Any, Any], items: Iterator[Any]) -> Iterable[Any]:
+    return _require_items(filter, filter(items))
+
+
+def _written(sink: Sink[Any], items: Iterator[Any], index: int) -> list[str]:
+    return _output_paths(sink, sink(items, index))
+
+
+def _stage_records(context: IndexContext, clocks: list[_StageClock]) -> tuple[StageRecord, ...]:
+    records = []
+    upstream_ns = 0
+    for clock in clocks:
+        # A stage that never got to run has nothing upstream to subtract.
+        own_ns = max(clock.elapsed_ns - upstream_ns, 0)
+        records.append(StageRecord(clock.order, stage_name(clock.stage), own_ns))
+        upstream_ns = clock.elapsed_ns
+    plugins = context.run.plugins
+    if plugins.implements("psnc_stage_done"):
+        for clock, record in zip(clocks, records, strict=True):
+            plugins.call_contained(
+                "psnc_stage_done", context=context, stage=clock.stage, record=record
+            )
+    return tuple(records)
+
+
+def _measurements(context: IndexContext) -> dict[str, Any]:
+    measurements: dict[str, Any] = {}
+    answers = context.run.plugins.call_contained(
+        "psnc_index_measure", _require_recordable, context=context
+    )
+    for answer in reversed(answers):
+        measurements.update(answer)
+    return measurements
+
+
+def _require_recordable(answer: Any) -> None:
+    """Refuse figures that no store could take, while it is known which plugin they are of."""
+    if not isinstance(answer, Mapping):
+        raise TypeError(f"psnc_index_measure returned {type(answer).__qualname__}, not a mapping")
+    for name in ("peak_memory_bytes", "gpu_memory_bytes"):
+        size = answer.get(name)
+        if size is not None and not (type(size) is int and 0 <= size < 2**63):
+            raise ValueError(f"{name} is {size!r}, not a number of bytes")
+    if not _OWN_FIGURES.issuperset(answer):
+        json.dumps(dict(answer), allow_nan=False)
+
+
+def _output_paths(sink: Sink[Any] | Stage, returned: Any) -> list[str]:
+    if type(returned) is list and {str}.issuperset(map(type, returned)):
+        return returned
+    if returned is None:
+        return []
+    if isinstance(returned, (str, bytes, os.PathLike)):
+        returned = [returned]
+    if not isinstance(returned, Iterable):
+        raise _no_paths(sink, returned)
+    paths = []
+    for path in returned:
+        text = os.fspath(path) if isinstance(path, os.PathLike) else path
+        if not isinstance(text, str):
+            raise _no_paths(sink, returned)
+        paths.append(str(text))
+    return paths
+
+
+def _no_paths(sink: Sink[Any] | Stage, returned: Any) -> StageError:
+    return StageError(
+        f"{stage_name(sink)} returned {type(returned).__qualname__}: a sink returns the paths "
+        "that it wrote, as a list of text"
+    )
+
+
+def _log_failure(context: IndexContext, clocks: list[_StageClock], error: Exception) -> None:
+    culprit = next((clock.stage for clock in clocks if clock.failed), clocks[-1].stage)
+    text = "".join(traceback.format_exception(error)).rstrip()
+    message = f"index {context.index} failed in {stage_name(culprit)}\n{text}"
+    context.logs.append(
+        LogRecord(utc_timestamp(), _ERROR_LEVEL, "ERROR", "psnc.execution", message)
+    )
+
+
+def _filters_of_one_index(pipeline: Pipeline[Any]) -> Sequence[Filter[Any, Any]]:
+    """Give each index its stateful filters as they were constructed."""
+    if not pipeline.has_state:
+        return pipeline.filters
+    return [copy.deepcopy(each) if is_stateful(each) else each for each in pipeline.filters]
+
+
+def _flush_stateful(context: IndexContext, clocks: list[_StageClock]) -> list[ArtifactRecord]:
+    records = []
+    for clock in clocks[1:-1]:
+        if not is_stateful(clock.stage):  # type: ignore[arg-type]
+            continue
+        path = context.run.pipeline.artifact_path(clock.order, clock.stage, context.index)
+        if clock.call(_flush_atomically, clock.stage, path):
+            records.append(ArtifactRecord(str(path), stage_name(clock.stage), clock.order))
+    return records
+
+
+def _flush_atomically(filter: Any, path: Path) -> bool:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{os.getpid()}-{threading.get_ident()}-{path.name}")
+    try:
+        filter.flush(aside)
+        if not aside.exists():
+            return False
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return True

@@ -1,0 +1,409 @@
+"""Pipeline: an immutable chain of stages, and the questions one can ask about its runs."""
+
+from __future__ import annotations
+
+import operator
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+import attrs
+
+from psnc.errors import IndexRangeError, PipelineError, StoreError, TrackingDisabledError
+from psnc.execution import chain, execute, execute_untracked
+from psnc.provenance import canonical_json, config_hash, pipeline_config
+from psnc.run import run_of
+from psnc.stages import Filter, Sink, Source, Stage, is_stateful, stage_name
+from psnc.store import CheckpointStore
+
+if TYPE_CHECKING:
+    from psnc.metrics import PipelineMetrics
+
+__all__ = ["Pipeline"]
+
+T = TypeVar("T")
+Out = TypeVar("Out")
+
+
+def _as_tuple(filters: Iterable[Filter[Any, Any]]) -> tuple[Filter[Any, Any], ...]:
+    try:
+        return tuple(filters)
+    except TypeError:
+        raise PipelineError(
+            f"filters: {type(filters).__qualname__!r} is no list: write filters=[…]"
+        ) from None
+
+
+def _path_or_none(value: str | os.PathLike[str] | None) -> Path | None:
+    return None if value is None else Path(value).expanduser()
+
+
+def _path_or_url(value: str | os.PathLike[str] | None) -> Path | str | None:
+    return value if isinstance(value, str) and "://" in value else _path_or_none(value)
+
+
+@attrs.frozen(slots=False, eq=False)
+class Pipeline(Generic[T]):
+    """A source, filters and a sink, run one integer index at a time.
+
+    ``pipeline[i]`` runs index ``i``, records it and returns the sink's output paths; an index
+    that the pipeline's database already holds returns its recorded paths at once.
+
+    Attributes
+    ----------
+    source : Source
+        Where items come from.
+    filters : tuple of Filter
+        What happens to them on the way.
+    sink : Sink, optional
+        Where they go; a pipeline runs once it has one.
+    resume : bool
+        Use the database that belongs to this configuration, and skip what it holds as
+        completed. Otherwise each pipeline object begins a database of its own.
+    db_dir : path, optional
+        Directory of the database; by default ``$PSNC_CACHE_DIR``, else ``$XDG_CACHE_HOME/psnc``,
+        else ``~/.cache/psnc``.
+    db_file : path or URL, optional
+        The database itself, whatever ``resume`` and ``db_dir`` say; a URL for another kind of
+        store, which a plugin opens.
+    track_metrics : bool
+        Record anything at all.
+    track_memory : bool or "python"
+        Record each index's peak memory: the process's high-water mark, or with ``"python"``
+        what ``tracemalloc`` counts, which is slow.
+    track_gpu : bool
+        Record GPU memory where there is a GPU.
+
+    Examples
+    --------
+    >>> pipeline = Numbers(3).filter(Double()).write(WriteText("out"))
+    >>> pipeline[2]
+    ['out/2.txt']
+    >>> pipeline.completed_indices
+    {2}
+    """
+
+    source: Source[Any]
+    filters: tuple[Filter[Any, Any], ...] = attrs.field(default=(), converter=_as_tuple)
+    sink: Sink[T] | None = None
+    resume: bool = False
+    db_dir: Path | None = attrs.field(default=None, converter=_path_or_none)
+    db_file: Path | str | None = attrs.field(default=None, converter=_path_or_url)
+    track_metrics: bool = True
+    track_memory: bool | Literal["python"] = True
+    track_gpu: bool = True
+
+    def __attrs_post_init__(self) -> None:
+        _require_stage("source", self.source, Source)
+        for filter in self.filters:
+            _require_stage("filters", filter, Filter)
+        if self.sink is not None:
+            _require_stage("sink", self.sink, Sink)
+        self.__dict__["_created_at"] = _unique_timestamp()
+
+    # --- building -----------------------------------------------------------------------------
+
+    def filter(self, filter: Filter[T, Out]) -> Pipeline[Out]:
+        """Return a pipeline with one more filter at the end."""
+        if self.sink is not None:
+            raise PipelineError("this pipeline already has a sink: add filters before .write()")
+        return attrs.evolve(self, filters=(*self.filters, filter))  # type: ignore[return-value]
+
+    def write(self, sink: Sink[T]) -> Pipeline[T]:
+        """Return a pipeline that ends in a sink."""
+        if self.sink is not None:
+            raise PipelineError("this pipeline already has a sink: it can have only one")
+        return attrs.evolve(self, sink=sink)
+
+    # --- running ------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Return the number of source indices."""
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> list[str]:
+        """Run one index and return the sink's output paths.
+
+        Raises
+        ------
+        IndexRangeError
+            If the source has no such index.
+        PipelineError
+            If the pipeline has no sink.
+        StoreError
+            If the outcome cannot be recorded.
+        Exception
+            Whatever a stage raises, once it is recorded.
+        """
+        self.require_sink()
+        run = run_of(self)
+        index = self.normalise(index, run.total_indices)
+        if not self.track_metrics:
+            return execute_untracked(run, index)
+        record, exception = execute(run, index)
+        if run.store is not None:
+            # The caller has the result in hand, so that it must be on record.
+            run.store.flush()
+        if exception is not None:
+            raise exception
+        return list(record.output_paths)
+
+    def __iter__(self) -> Iterator[list[str]]:
+        """Run every index in turn."""
+        return (self[index] for index in range(len(self)))
+
+    def items(self, index: int) -> Iterable[T]:
+        """Yield what reaches the sink for one index, without the sink and without a record."""
+        return chain(self, self._normal(index))
+
+    def normalise(self, index: int, total: int) -> int:
+        """Turn an index as Python takes it into one between 0 and ``total``."""
+        try:
+            position = operator.index(index)
+        except TypeError:
+            raise PipelineError(
+                f"a pipeline is indexed by integers, not {type(index).__qualname__}"
+            ) from None
+        if position < 0:
+            position += total
+        if not 0 <= position < total:
+            raise IndexRangeError(
+                f"index {index} is out of range: {stage_name(self.source)} has {total} "
+                f"{'index' if total == 1 else 'indices'}"
+            )
+        return position
+
+    def require_sink(self) -> None:
+        """Raise :class:`PipelineError` if there is nothing to write to."""
+        if self.sink is None:
+            raise PipelineError("this pipeline has no sink: add one with .write(sink)")
+
+    @cached_property
+    def has_state(self) -> bool:
+        """Whether a filter accumulates."""
+        return any(is_stateful(filter) for filter in self.filters)
+
+    # --- identity -----------------------------------------------------------------------------
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The stages and their parameters, in JSON's own types."""
+        return pipeline_config(self.source, self.filters, self.sink)
+
+    @cached_property
+    def config_json(self) -> str:
+        """Canonical JSON of :attr:`config`."""
+        return canonical_json(self.config)
+
+    @cached_property
+    def config_hash(self) -> str:
+        """SHA-256 of :attr:`config_json`, 64 hexadecimal digits."""
+        return config_hash(self.config_json)
+
+    @property
+    def db_path(self) -> Path:
+        """Absolute path of the database, whether or not it exists yet.
+
+        That of the latest run, which may have been given another ``resume`` or ``db_dir``.
+        """
+        self._require_tracking("db_path")
+        return self._latest.configured_db_path
+
+    @property
+    def store_url(self) -> str:
+        """Where the pipeline is recorded: the path of its database, or its store's URL."""
+        return self._latest.configured_store_url
+
+    @property
+    def _latest(self) -> Pipeline[Any]:
+        run = self.__dict__.get("_run")
+        return self if run is None else run.pipeline
+
+    @cached_property
+    def configured_db_path(self) -> Path:
+        """Absolute path of the database that the pipeline's own fields name."""
+        if isinstance(self.db_file, str):
+            raise StoreError(f"{self.db_file} is no file: ask for store_url")
+        if self.db_file is not None:
+            return self.db_file.absolute()
+        return self._place_without_suffix().with_suffix(".db")
+
+    @property
+    def configured_store_url(self) -> str:
+        """The URL that the pipeline's own fields name; a path for SQLite."""
+        return self.db_file if isinstance(self.db_file, str) else str(self.configured_db_path)
+
+    def _place_without_suffix(self) -> Path:
+        distinction = "" if self.resume else f"_{self.__dict__['_created_at']}"
+        directory = self.db_dir or _default_directory()
+        return directory.absolute() / f"{self.config_hash[:16]}{distinction}"
+
+    def artifact_path(self, order: int, filter: Stage, index: int) -> Path:
+        """Path of the file to which a stateful filter flushes one index."""
+        is_url = isinstance(self.db_file, str)
+        place = self._place_without_suffix() if is_url else self.configured_db_path
+        # The hash, since a database may hold several configurations.
+        directory = place.with_suffix(".artifacts") / self.config_hash[:16]
+        return (
+            directory
+            / f"{order}-{stage_name(filter)}"
+            / f"{index}{getattr(filter, 'artifact_suffix', '')}"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Carry hash and database path along, so that a copy records to the same place."""
+        if self.track_metrics and self.sink is not None:
+            _ = self.configured_store_url, self.config_hash
+        return {key: value for key, value in self.__dict__.items() if key != "_run"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    # --- questions ----------------------------------------------------------------------------
+
+    @property
+    def completed_indices(self) -> set[int]:
+        """Successfully completed indices."""
+        return self._store("completed_indices").completed_indices()
+
+    @property
+    def failed_indices(self) -> dict[int, str]:
+        """Failed indices with their error messages."""
+        return self._store("failed_indices").failed_indices()
+
+    def remaining_indices(self) -> list[int]:
+        """Return the indices neither completed nor failed, sorted."""
+        store = self._store("remaining_indices()")
+        ended = store.completed_indices() | store.failed_indices().keys()
+        return [index for index in range(len(self.source)) if index not in ended]
+
+    def summary(self) -> dict[str, Any]:
+        """Return how far the pipeline is.
+
+        Returns
+        -------
+        dict
+            ``total, completed, failed, remaining, errors`` (counts; ``errors`` counts the error
+            messages on record, one for each failed index), ``avg_time_ms`` (mean wall time of a
+            completed index), ``total_elapsed_s`` (from the first to the last sign of life of
+            each invocation, summed), ``workers`` (ever registered), ``config_hash``, ``db_path``.
+        """
+        total = len(self.source)
+        counts = self._store("summary()").counts(total)
+        average = counts.wall_time_ns / counts.completed / 1e6 if counts.completed else 0.0
+        return {
+            "total": total,
+            "completed": counts.completed,
+            "failed": counts.failed,
+            "remaining": total - counts.completed - counts.failed,
+            "errors": counts.failed,
+            "avg_time_ms": round(average, 3),
+            "total_elapsed_s": round(counts.elapsed_s, 3),
+            "workers": counts.workers,
+            "config_hash": self.config_hash,
+            "db_path": self.store_url,
+        }
+
+    @property
+    def metrics(self) -> PipelineMetrics:
+        """Timing and memory, by run, index and stage."""
+        from psnc.metrics import PipelineMetrics
+
+        return PipelineMetrics(self._store("metrics"), self.summary())
+
+    @property
+    def active_workers(self) -> list[dict[str, Any]]:
+        """Workers registered for this pipeline, one dictionary a worker."""
+        return self._store("active_workers").workers()
+
+    def index_for_path(self, path: str | os.PathLike[str]) -> int | None:
+        """Return the lowest index that produced an output path, ``None`` if none did."""
+        return self._store("index_for_path()").index_for_path(os.fspath(path))
+
+    def output_paths_for_index(self, index: int) -> list[str]:
+        """Return the recorded output paths of one index; empty if it has none."""
+        return self._store("output_paths_for_index()").output_paths(self._normal(index))
+
+    def filter_artifacts_for_index(self, index: int) -> list[Mapping[str, Any]]:
+        """Return the files that filters produced for one index.
+
+        Returns
+        -------
+        list of dict
+            Each with ``path``, ``filter_name`` and ``filter_order``.
+        """
+        index = self._normal(index)
+        return self._store("filter_artifacts_for_index()").artifacts(index).get(index, [])
+
+    def all_filter_artifacts(self) -> dict[int, list[Mapping[str, Any]]]:
+        """Return the files that filters produced, by index."""
+        return self._store("all_filter_artifacts()").artifacts()
+
+    def reset(self) -> None:
+        """Forget every recorded index, so that all run again."""
+        self._store("reset()").reset()
+
+    def reset_index(self, index: int) -> None:
+        """Forget one index, so that it runs again."""
+        self._store("reset_index()").reset_index(self._normal(index))
+
+    def _normal(self, index: int) -> int:
+        return self.normalise(index, len(self.source))
+
+    def _store(self, asked: str) -> CheckpointStore:
+        self._require_tracking(asked)
+        store = run_of(self).store
+        if store is None:
+            raise TrackingDisabledError(
+                f"{asked} needs a checkpoint store, and no loaded plugin opened one for "
+                f"{self.store_url}"
+            )
+        store.flush()
+        return store
+
+    def _require_tracking(self, asked: str) -> None:
+        if not self.track_metrics:
+            raise TrackingDisabledError(
+                f"{asked} needs a database, and this pipeline keeps none: construct it with "
+                "track_metrics=True"
+            )
+
+
+def _require_stage(field: str, value: Any, kind: type[Stage]) -> None:
+    if isinstance(value, kind):
+        return
+    if isinstance(value, type) and issubclass(value, kind):
+        raise PipelineError(f"{field}: {value.__qualname__} is a class: construct it first")
+    raise PipelineError(
+        f"{field}: {type(value).__qualname__!r} is no {kind.__name__}: derive it from "
+        f"psnc.{kind.__name__}"
+    )
+
+
+def _default_directory() -> Path:
+    configured = os.environ.get("PSNC_CACHE_DIR")
+    if configured:
+        return Path(configured).expanduser()
+    # The documented default is XDG's on every system, so that platformdirs' Unix rules are used.
+    from platformdirs.unix import Unix
+
+    directory = Unix("psnc", appauthor=False).user_cache_path
+    if not directory.is_absolute():
+        raise StoreError("there is no home directory for the database: set PSNC_CACHE_DIR or HOME")
+    return directory
+
+
+_last_timestamp = datetime.min.replace(tzinfo=UTC)
+_timestamp_lock = threading.Lock()
+
+
+def _unique_timestamp() -> str:
+    """Return the present moment to the microsecond, never the same one twice in a process."""
+    global _last_timestamp
+    with _timestamp_lock:
+        _last_timestamp = max(datetime.now(UTC), _last_timestamp + timedelta(microseconds=1))
+        return _last_timestamp.strftime("%Y%m%dT%H%M%S%f")

@@ -1,0 +1,283 @@
+"""From a pipeline to canonical JSON, and from that to its SHA-256.
+
+The same configuration must give the same text in every process, on every machine and in every
+session, since the text's hash decides which results a resumed run may rely on. So nothing here
+falls back on ``repr`` or an address: a value without a canonical form is an error.
+
+JSON has fewer types than Python. Values that it lacks become an object with one key that starts
+with ``$``; tuples are lists and paths are text, so that a configuration read from a file has the
+hash of the one written in Python.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import re
+import sys
+import types
+from collections.abc import Iterable, Iterator
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import attrs
+
+from psnc.errors import ConfigurationError
+from psnc.stages import (
+    Filter,
+    Sink,
+    Source,
+    Stage,
+    constructor_arguments,
+    secret_arguments,
+    stage_name,
+)
+
+__all__ = ["canonical_json", "config_hash", "pipeline_config", "qualified_name", "text_values"]
+
+FORMAT = 1
+
+_METHODS = (types.MethodType, types.BuiltinMethodType, types.MethodWrapperType)
+
+
+class _NoCanonicalFormError(Exception):
+    """Carries the reason up to where the stage and the parameter are known."""
+
+
+def pipeline_config(
+    source: Source[Any], filters: Iterable[Filter[Any, Any]], sink: Sink[Any] | None
+) -> dict[str, Any]:
+    """Describe a pipeline's stages and their parameters in JSON's own types.
+
+    Raises
+    ------
+    ConfigurationError
+        If a parameter has no canonical form; names the stage and the parameter.
+    """
+    return {
+        "format": FORMAT,
+        "source": _stage_config(source),
+        "filters": [_stage_config(filter) for filter in filters],
+        "sink": None if sink is None else _stage_config(sink),
+    }
+
+
+def canonical_json(config: dict[str, Any]) -> str:
+    """Write a configuration as text: keys sorted, no spaces, ASCII."""
+    return json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def config_hash(config_json: str) -> str:
+    """Return the SHA-256 of a configuration's canonical JSON, as 64 hexadecimal digits."""
+    return hashlib.sha256(config_json.encode("ascii")).hexdigest()
+
+
+def qualified_name(thing: Any) -> str:
+    """Return ``module:qualname`` of a class or function, the same in a script and its workers.
+
+    The script that runs as ``__main__`` goes by its file's name (by its module's name under
+    ``python -m``), so that it hashes alike however it was started.
+    """
+    module = getattr(thing, "__module__", None) or type(thing).__module__
+    if module in ("__main__", "__mp_main__"):
+        module = _main_module_name()
+    return f"{module}:{thing.__qualname__}"
+
+
+def text_values(config: Any) -> Iterator[str]:
+    """Yield every text value in a configuration's parameters."""
+    if isinstance(config, str):
+        yield config
+    elif isinstance(config, dict):
+        for key, value in config.items():
+            if key != "class":
+                yield from text_values(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from text_values(value)
+
+
+def _main_module_name() -> str:
+    main = sys.modules["__main__"]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return str(spec.name.removesuffix(".__main__"))
+    path = getattr(main, "__file__", None)
+    return Path(path).stem if path else "__main__"
+
+
+def _stage_config(stage: Stage) -> dict[str, Any]:
+    secret = secret_arguments(stage)
+    params = {}
+    for name, value in constructor_arguments(stage).items():
+        try:
+            canonical = _canonical(value)
+        except _NoCanonicalFormError as error:
+            raise ConfigurationError(
+                f"{stage_name(stage)}({name}=…): {error}, so the pipeline has no stable hash. "
+                "Pass plain values, or give the value's class a method "
+                "psnc_config() that returns them."
+            ) from None
+        params[name] = {"$secret": _digest_of_json(canonical)} if name in secret else canonical
+    return {"class": qualified_name(type(stage)), "params": params}
+
+
+def _canonical(value: Any) -> Any:
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if isinstance(value, Enum):
+        return {"$enum": [qualified_name(type(value)), value.name]}
+    if isinstance(value, Stage):
+        return {"$stage": _stage_config(value)}
+    for convert in (_from_own_method, _from_number, _from_text, _from_container, _from_array):
+        canonical = convert(value)
+        if canonical is not None:
+            return canonical
+    canonical = _from_callable(value)
+    if canonical is None:
+        canonical = _from_fields(value)
+    if canonical is None:
+        raise _NoCanonicalFormError(
+            f"a value of type {type(value).__qualname__!r} has no canonical form"
+        )
+    return canonical
+
+
+def _from_own_method(value: Any) -> Any:
+    method = getattr(value, "psnc_config", None)
+    if isinstance(value, type) or not callable(method):
+        return None
+    return {"$object": [qualified_name(type(value)), _canonical(method())]}
+
+
+def _from_number(value: Any) -> Any:
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {"$float": str(float(value))}
+    if isinstance(value, complex):
+        return {"$complex": [_canonical(value.real), _canonical(value.imag)]}
+    if isinstance(value, (Decimal, Fraction)):
+        return {f"${type(value).__name__.lower()}": str(value)}
+    return None
+
+
+def _from_text(value: Any) -> Any:
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (bytes, bytearray)):
+        return {"$bytes": hashlib.sha256(value).hexdigest()}
+    if isinstance(value, (datetime, date, time)):
+        return {f"${type(value).__name__}": value.isoformat()}
+    if isinstance(value, timedelta):
+        return {"$timedelta": [value.days, value.seconds, value.microseconds]}
+    if isinstance(value, UUID):
+        return {"$uuid": value.hex}
+    if isinstance(value, re.Pattern):
+        return {"$pattern": [_canonical(value.pattern), value.flags]}
+    return None
+
+
+def _from_container(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_canonical(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return {"$set": sorted((_canonical(item) for item in value), key=_sort_key)}
+    if isinstance(value, (dict, types.MappingProxyType)):
+        if all(type(key) is str and not key.startswith("$") for key in value):
+            return {key: _canonical(item) for key, item in value.items()}
+        pairs = [[_canonical(key), _canonical(item)] for key, item in value.items()]
+        return {"$dict": sorted(pairs, key=_sort_key)}
+    if isinstance(value, (range, slice)):
+        return {f"${type(value).__name__}": [value.start, value.stop, value.step]}
+    return None
+
+
+def _from_array(value: Any) -> Any:
+    """Arrays by dtype, shape and content; looks only at libraries that are imported already."""
+    numpy = sys.modules.get("numpy")
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        content = value.detach().cpu().flatten().view(torch.uint8).numpy().data
+        return _array_form(str(value.dtype), tuple(value.shape), content)
+    if numpy is None:
+        return None
+    if isinstance(value, numpy.generic):
+        return _from_numpy_scalar(value)
+    if isinstance(value, numpy.dtype):
+        return {"$dtype": value.str}
+    if not isinstance(value, numpy.ndarray):
+        return None
+    if isinstance(value, numpy.ma.MaskedArray):
+        return {"$masked": [_canonical(value.data), _canonical(numpy.ma.getmaskarray(value))]}
+    if value.dtype.names:
+        # Field by field, since the bytes between them mean nothing.
+        fields = {name: _canonical(value[name]) for name in value.dtype.names}
+        return {"$array": ["fields", list(value.shape), fields]}
+    if value.dtype.hasobject:
+        return {"$array": ["object", list(value.shape), [_canonical(item) for item in value.flat]]}
+    content = numpy.ascontiguousarray(value).reshape(-1).view(numpy.uint8).data
+    return _array_form(value.dtype.str, value.shape, content)
+
+
+def _from_numpy_scalar(value: Any) -> Any:
+    plain = value.item()
+    if value.dtype.kind in "mM" or type(plain) is type(value):
+        # Times lose their unit as Python's, and the widest floats have no counterpart there.
+        return {"$scalar": [value.dtype.str, str(value)]}
+    return _canonical(plain)
+
+
+def _array_form(dtype: str, shape: tuple[int, ...], content: Any) -> Any:
+    return {"$array": [dtype, list(shape), hashlib.sha256(content).hexdigest()]}
+
+
+def _from_callable(value: Any) -> Any:
+    if isinstance(value, partial):
+        parts = [value.func, list(value.args), dict(value.keywords)]
+        return {"$partial": [_canonical(part) for part in parts]}
+    if isinstance(value, _METHODS) and not isinstance(value.__self__, (type, types.ModuleType)):
+        return {"$method": [_canonical(value.__self__), value.__name__]}
+    named = isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType))
+    # NumPy's ufuncs and C functions of other libraries are callables with a name of their own.
+    if not named and not (callable(value) and hasattr(value, "__qualname__")):
+        return None
+    if "<lambda>" in value.__qualname__ or "<locals>" in value.__qualname__:
+        kind = (
+            "lambda" if "<lambda>" in value.__qualname__ else "function or class inside a function"
+        )
+        raise _NoCanonicalFormError(
+            f"a {kind} ({value.__qualname__}) has no name that tells it from another; "
+            "define it at module level"
+        )
+    return {"$callable": qualified_name(value)}
+
+
+def _from_fields(value: Any) -> Any:
+    if attrs.has(type(value)):
+        names = [field.name for field in attrs.fields(type(value))]
+    elif dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+    else:
+        return None
+    fields = {name: _canonical(getattr(value, name)) for name in names}
+    return {"$object": [qualified_name(type(value)), fields]}
+
+
+def _sort_key(canonical: Any) -> str:
+    return json.dumps(canonical, sort_keys=True)
+
+
+def _digest_of_json(canonical: Any) -> str:
+    return hashlib.sha256(_sort_key(canonical).encode()).hexdigest()

@@ -1,0 +1,189 @@
+"""A pipeline at work in one process: its plugins, its store, its workers' identities."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import uuid
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from psnc.errors import StoreError
+from psnc.manager import PluginManager, plugin_manager
+from psnc.provenance import text_values
+from psnc.records import WorkerInfo, utc_timestamp
+from psnc.store import CheckpointStore, open_store
+
+if TYPE_CHECKING:
+    from psnc.pipeline import Pipeline
+
+__all__ = ["Run", "adopt", "run_of"]
+
+
+class Run:
+    """What hooks are given as ``run``.
+
+    Attributes
+    ----------
+    pipeline : Pipeline
+        The pipeline that runs.
+    plugins : PluginManager
+        The plugins of this process.
+    store : CheckpointStore or None
+        Where indices are recorded; ``None`` where nothing is recorded, or out of reach.
+    invocation_id : str
+        UUID4 in hexadecimal, shared by the driver and the workers of one call.
+    run_dir : str
+        The working directory.
+    total_indices : int
+        The source's length as the run began.
+    pid : int
+        The process that this object belongs to.
+    prepared : bool
+        Whether the sink was told to get ready in this process.
+    in_session : bool
+        Whether ``run_pipeline`` drives it, rather than somebody's own ``pipeline[i]``.
+    show_progress : bool or None
+        What the caller of ``run_pipeline`` wants shown; ``None`` to decide by the terminal.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline[Any], plugins: PluginManager, invocation_id: str | None = None
+    ) -> None:
+        self.pipeline = pipeline
+        self.plugins = plugins
+        self.invocation_id = invocation_id or uuid.uuid4().hex
+        self.run_dir = os.getcwd()
+        self.pid = os.getpid()
+        self.total_indices = len(pipeline.source)
+        self.store: CheckpointStore | None = None
+        self.prepared = False
+        self.in_session = False
+        self.show_progress: bool | None = None
+        self._prepare_lock = threading.Lock()
+        self._local = threading.local()
+        self._workers: list[WorkerInfo] = []
+
+    @property
+    def config_hash(self) -> str:
+        """SHA-256 of the pipeline's configuration."""
+        return self.pipeline.config_hash
+
+    @cached_property
+    def hostname(self) -> str:
+        """The name of this machine."""
+        return socket.gethostname()
+
+    def open_store(self, *, create: bool) -> None:
+        """Open the pipeline's store, if it records anything, and turn to this run in it.
+
+        Raises
+        ------
+        StoreError
+            If the store cannot be opened, or was recorded where relative paths meant other files.
+        """
+        if not self.pipeline.track_metrics or self.store is not None:
+            return
+        url = self.pipeline.configured_store_url
+        store = open_store(url, self, create=create)
+        if store is None:
+            if "://" in url:
+                raise StoreError(f"no loaded plugin opens {url!r}: load one with -p NAME")
+            return
+        try:
+            self._refuse_other_directory(store)
+            store.attach(self)
+        except BaseException:
+            store.close()
+            raise
+        self.store = store
+
+    def prepare(self) -> None:
+        """Tell the sink to get ready, once in this process."""
+        with self._prepare_lock:
+            if not self.prepared and self.pipeline.sink is not None:
+                self.pipeline.sink.prepare(self.pipeline)
+            self.prepared = True
+
+    def worker(self) -> WorkerInfo:
+        """Return the identity of the calling thread, made on its first call."""
+        worker: WorkerInfo | None = getattr(self._local, "worker", None)
+        if worker is None:
+            worker = WorkerInfo(
+                uuid.uuid4().hex, self.pid, self.hostname, utc_timestamp(), self.invocation_id
+            )
+            self._local.worker = worker
+            self._workers.append(worker)
+            self.plugins.call_contained("psnc_worker_start", run=self, worker=worker)
+        return worker
+
+    def release_workers(self) -> None:
+        """Say that the workers of this process are done."""
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            self.plugins.call_contained("psnc_worker_done", run=self, worker=worker)
+        self._local = threading.local()
+
+    def close(self) -> None:
+        """Write what is pending and close the store."""
+        self.release_workers()
+        if self.store is not None:
+            self.store.close()
+            self.store = None
+
+    def _refuse_other_directory(self, store: CheckpointStore) -> None:
+        """Keep a resume from taking another directory's files for its own.
+
+        The hash is that of the parameters as given, so that ``data_dir="data"`` has the same
+        hash everywhere, while the files it means depend on the working directory.
+        """
+        recorded = [row for row in store.runs() if row.config_hash == self.config_hash]
+        if not recorded or recorded[0].run_dir == self.run_dir:
+            return
+        for text in text_values(self.pipeline.config):
+            if not text or os.path.isabs(text):
+                continue
+            if any(
+                os.path.exists(os.path.join(each, text))
+                for each in (self.run_dir, recorded[0].run_dir)
+            ):
+                raise StoreError(
+                    f"{self.pipeline.configured_store_url} was recorded in {recorded[0].run_dir}, "
+                    f"where the relative path {text!r} is another than in {self.run_dir}: run from "
+                    "there, give absolute paths, or choose another db_dir"
+                )
+
+
+_begin_lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    """Replace a lock that a thread which is not in this process may have held."""
+    global _begin_lock
+    _begin_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
+def run_of(pipeline: Pipeline[Any]) -> Run:
+    """Return the run of a pipeline in this process, begun on first use.
+
+    After a fork the child begins its own: connections and locks stay with the parent.
+    """
+    run: Run | None = pipeline.__dict__.get("_run")
+    if run is not None and run.pid == os.getpid():
+        return run
+    with _begin_lock:
+        run = pipeline.__dict__.get("_run")
+        if run is None or run.pid != os.getpid():
+            run = Run(pipeline, plugin_manager())
+            run.open_store(create=True)
+            adopt(run)
+    return run
+
+
+def adopt(run: Run) -> None:
+    """Make a run the one that its pipeline uses in this process."""
+    run.pipeline.__dict__["_run"] = run

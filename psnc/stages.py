@@ -1,0 +1,322 @@
+"""Source, Filter and Sink: what a pipeline is made of, and what an author implements.
+
+A stage remembers the arguments that it was constructed with, whatever its own attributes are
+called: they are what the pipeline's hash, and so its checkpoint, is made from.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Generic,
+    Protocol,
+    Self,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+    runtime_checkable,
+)
+
+from attrs import evolve, frozen
+
+if TYPE_CHECKING:
+    from psnc.pipeline import Pipeline
+
+__all__ = [
+    "Filter",
+    "Param",
+    "Sink",
+    "Source",
+    "Stage",
+    "StatefulFilter",
+    "constructor_arguments",
+    "is_stateful",
+    "secret_arguments",
+    "stage_name",
+]
+
+T = TypeVar("T")
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+_ARGUMENTS = "_psnc_constructor_arguments"
+
+
+@frozen(kw_only=True)
+class Param:
+    """One parameter of a stage's constructor.
+
+    Attributes
+    ----------
+    name : str
+        The constructor's name for it.
+    type : Any
+        The annotation, ``typing.Any`` where there is none.
+    default : Any
+        The default value; ``inspect.Parameter.empty`` for one that must be given.
+    description : str
+        One sentence for ``--help`` and listings.
+    secret : bool
+        A secret's value is never written anywhere; only its digest enters the pipeline's hash.
+        Mark it in the signature: ``token: Annotated[str, Param(secret=True)]``.
+    """
+
+    name: str = ""
+    type: Any = Any
+    default: Any = inspect.Parameter.empty
+    description: str = ""
+    secret: bool = False
+
+    @property
+    def required(self) -> bool:
+        """Whether the constructor cannot be called without it."""
+        return self.default is inspect.Parameter.empty
+
+
+class Stage:
+    """What sources, filters and sinks share: a name and remembered constructor arguments."""
+
+    name: ClassVar[str] = ""
+    description: ClassVar[str] = ""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Remember the arguments, before the author's constructor can change them."""
+        if cls.__init__ is object.__init__ and (args or kwargs):
+            # Python itself stops saying so for classes with a __new__ of their own.
+            raise TypeError(f"{cls.__name__}() takes no arguments")
+        stage = super().__new__(cls)
+        # Containers are copied, since a constructor may sort or empty the list it was given.
+        captured = (_copy_containers(args), _copy_containers(kwargs))
+        stage.__dict__[_ARGUMENTS] = captured
+        return stage
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced = super().__reduce_ex__(protocol)
+        # A slotted subclass (attrs) pickles only the fields that it knows of, so that the
+        # captured arguments travel beside its own state.
+        if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__:  # type: ignore[attr-defined]
+            return (_restore, (type(self), self.__dict__[_ARGUMENTS]), *reduced[2:])
+        return reduced
+
+    @classmethod
+    def params(cls) -> list[Param]:
+        """List the constructor's parameters.
+
+        Derived from the signature and its annotations; override it to say more than they can.
+        """
+        return _params_from_signature(cls)
+
+
+class Source(Stage, ABC, Generic[T]):
+    """Data indexed by integers: index ``i`` yields any number of items.
+
+    Examples
+    --------
+    >>> class Numbers(Source[int]):
+    ...     def __init__(self, count: int):
+    ...         self.count = count
+    ...
+    ...     def __len__(self) -> int:
+    ...         return self.count
+    ...
+    ...     def __getitem__(self, index: int) -> Iterator[int]:
+    ...         yield index
+    >>> list(Numbers(3)[2])
+    [2]
+    """
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of indices."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Iterable[T]:
+        """Yield the items of one index, ``0 <= index < len(self)``, preferably lazily."""
+
+    def __iter__(self) -> Iterator[Iterable[T]]:
+        """Yield the items of every index in turn."""
+        return (self[index] for index in range(len(self)))
+
+    def partition_indices(self, indices: Sequence[int]) -> Sequence[Sequence[int]] | None:
+        """Say which of the indices about to run must run in one worker, one after the other.
+
+        Parameters
+        ----------
+        indices : sequence of int
+            The indices of this run that are not completed yet, sorted.
+
+        Returns
+        -------
+        sequence of sequence of int, or None
+            Groups that cover each index exactly once; ``None`` when every index stands alone.
+        """
+        return None
+
+    def filter(self, filter: Filter[T, Out]) -> Pipeline[Out]:
+        """Start a pipeline with this source and one filter."""
+        from psnc.pipeline import Pipeline
+
+        return Pipeline[T](source=self).filter(filter)
+
+    def write(self, sink: Sink[T]) -> Pipeline[T]:
+        """Make a pipeline of this source and a sink."""
+        from psnc.pipeline import Pipeline
+
+        return Pipeline[T](source=self).write(sink)
+
+
+class Filter(Stage, ABC, Generic[In, Out]):
+    """Turns a stream of items into another: changes, drops or adds items.
+
+    A filter is called once an index, with that index's items, and should yield lazily.
+    One that gathers something over many items is a :class:`StatefulFilter`.
+    """
+
+    @abstractmethod
+    def __call__(self, items: Iterator[In]) -> Iterable[Out]:
+        """Yield what becomes of ``items``."""
+
+
+@runtime_checkable
+class StatefulFilter(Protocol):
+    """A filter that accumulates: statistics, a vocabulary, a histogram.
+
+    Each index runs on a fresh copy of the filter as it was constructed, so that an index that
+    fails or is retried leaves nothing behind in another's state.
+    """
+
+    def flush(self, path: Path) -> None:
+        """Write what this index accumulated to the file ``path``."""
+
+    def merge(self, shards: Sequence[Path], output: Path) -> None:
+        """Combine the files that ``flush`` wrote for many indices into ``output``."""
+
+
+def is_stateful(filter: Filter[Any, Any]) -> bool:
+    """Tell whether a filter accumulates."""
+    return callable(getattr(filter, "flush", None))
+
+
+class Sink(Stage, ABC, Generic[T]):
+    """Consumes the items of one index and says which files came of them."""
+
+    @abstractmethod
+    def __call__(self, items: Iterator[T], index: int) -> Iterable[str | Path] | str | Path | None:
+        """Write ``items`` and return the output paths.
+
+        An index can run again after a crash or on another machine, so writing it twice must
+        give what writing it once gives.
+        """
+
+    def prepare(self, pipeline: Pipeline[T]) -> None:
+        """Get ready for the first index, for example by laying out a shared output.
+
+        Called once in every process that runs indices, in the driver before any worker starts.
+        It must be idempotent, and bear being called by several processes at once.
+        ``pipeline.source`` and ``pipeline.items(index)`` tell what is coming.
+        """
+
+    def partition_indices(self, indices: Sequence[int]) -> Sequence[Sequence[int]] | None:
+        """Say which indices must run in one worker; see :meth:`Source.partition_indices`."""
+        return None
+
+
+def stage_name(stage: Stage | type[Stage]) -> str:
+    """Return the name that a stage goes by in the database: that of its class."""
+    return (stage if isinstance(stage, type) else type(stage)).__name__
+
+
+def constructor_arguments(stage: Stage) -> dict[str, Any]:
+    """Return the arguments that a stage was constructed with, by name, defaults included.
+
+    ``*args`` come as a tuple under the parameter's name, ``**kwargs`` each under its own.
+    """
+    args, kwargs = stage.__dict__[_ARGUMENTS]
+    signature = _constructor_signature(type(stage))
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    arguments = dict(bound.arguments)
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments.update(arguments.pop(parameter.name))
+    return arguments
+
+
+def secret_arguments(stage: Stage) -> set[str]:
+    """Return the names of a stage's arguments whose values must not be written anywhere."""
+    secret = {param.name for param in type(stage).params() if param.secret}
+    signature = _constructor_signature(type(stage))
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD and parameter.name in secret:
+            named = set(signature.parameters)
+            secret |= {name for name in constructor_arguments(stage) if name not in named}
+    return secret
+
+
+def _constructor_signature(cls: type) -> inspect.Signature:
+    constructor = cls.__init__  # type: ignore[misc]
+    if constructor is object.__init__:
+        return inspect.Signature()
+    return inspect.Signature(list(inspect.signature(constructor).parameters.values())[1:])
+
+
+def _params_from_signature(cls: type[Stage]) -> list[Param]:
+    params = []
+    for parameter in _constructor_signature(cls).parameters.values():
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        annotation = _resolved(parameter, cls)
+        default = parameter.default
+        if variadic:
+            default = {} if parameter.kind is parameter.VAR_KEYWORD else ()
+        params.append(_param(parameter.name, annotation, default))
+    return params
+
+
+def _resolved(parameter: inspect.Parameter, cls: type[Stage]) -> Any:
+    """Evaluate one annotation by itself: another may name what only type checkers import."""
+    holder = SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
+    names = getattr(cls.__init__, "__globals__", {})
+    try:
+        return get_type_hints(holder, names, include_extras=True)[parameter.name]
+    except (NameError, TypeError):
+        return parameter.annotation
+
+
+def _param(name: str, annotation: Any, default: Any) -> Param:
+    declared = _declared(annotation) or Param()
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if annotation is inspect.Parameter.empty:
+        annotation = Any
+    return evolve(declared, name=name, type=annotation, default=default)
+
+
+def _declared(annotation: Any) -> Param | None:
+    """Find the ``Param`` in an annotation, inside a union too."""
+    if isinstance(annotation, Param):
+        return annotation
+    return next(filter(None, map(_declared, get_args(annotation))), None)
+
+
+def _copy_containers(value: Any) -> Any:
+    if type(value) is dict:
+        return {key: _copy_containers(item) for key, item in value.items()}
+    if type(value) in (list, tuple, set, frozenset):
+        return type(value)(_copy_containers(item) for item in value)
+    return value
+
+
+def _restore(cls: type[Stage], arguments: tuple[Any, Any]) -> Stage:
+    stage: Stage = object.__new__(cls)
+    stage.__dict__[_ARGUMENTS] = arguments
+    return stage

@@ -1,0 +1,210 @@
+"""What a checkpoint store is: where every index of a run is recorded, and asked about.
+
+The store that comes with psnc is SQLite's; another is a class with these methods and a plugin
+that returns it from ``psnc_open_store``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from psnc.records import IndexRecord, WorkerInfo
+
+if TYPE_CHECKING:
+    from psnc.run import Run
+
+__all__ = ["CheckpointStore", "Counts", "IndexRow", "RunRow", "StageTotal", "open_store"]
+
+
+@frozen
+class RunRow:
+    """One recorded pipeline configuration."""
+
+    run_id: int
+    config_hash: str
+    config_json: str
+    started_at: str
+    run_dir: str
+    total_indices: int
+
+
+@frozen
+class Counts:
+    """How far a run is.
+
+    Attributes
+    ----------
+    completed, failed : int
+        Indices by status.
+    workers : int
+        Workers ever registered.
+    wall_time_ns : int
+        Sum of the completed indices' wall times, in nanoseconds.
+    elapsed_s : float
+        Sum, over the invocations, of the time from first to last sign of life, in seconds.
+    """
+
+    completed: int
+    failed: int
+    workers: int
+    wall_time_ns: int
+    elapsed_s: float
+
+
+@frozen
+class IndexRow:
+    """One index as recorded, for metrics."""
+
+    index: int
+    status: str
+    completed_at: str
+    wall_time_ns: int
+    peak_memory_bytes: int | None
+    gpu_memory_bytes: int | None
+    error: str | None
+
+
+@frozen
+class StageTotal:
+    """One stage over all the completed indices."""
+
+    order: int
+    name: str
+    count: int
+    wall_time_ns: int
+    max_wall_time_ns: int
+
+
+class CheckpointStore(ABC):
+    """Records indices and answers questions about them, for one run at a time.
+
+    Safe to use from many threads; many processes may have the same store open.
+    Every method raises :class:`psnc.StoreError` when the store cannot be read or written.
+    """
+
+    # --- which run ----------------------------------------------------------------------------
+
+    @abstractmethod
+    def attach(self, run: Run) -> None:
+        """Find the run of this configuration, or begin to record one."""
+
+    @abstractmethod
+    def select(self, run_id: int) -> None:
+        """Turn to a recorded run, to look at it."""
+
+    @abstractmethod
+    def runs(self) -> list[RunRow]:
+        """List the recorded runs, oldest first."""
+
+    # --- recording ----------------------------------------------------------------------------
+
+    @abstractmethod
+    def lookup(self, index: int) -> tuple[str, ...] | None:
+        """Return the output paths of a completed index, ``None`` for any other."""
+
+    @abstractmethod
+    def index_started(self, worker: WorkerInfo, index: int) -> None:
+        """Note what a worker is at; may reach the store a moment later."""
+
+    @abstractmethod
+    def worker_idle(self, worker: WorkerInfo) -> None:
+        """Note that a worker stopped before its index ended."""
+
+    def worker_gone(self, invocation_id: str, pid: int) -> None:  # noqa: B027  # optional
+        """Note that a process of an invocation died, whatever its workers were at."""
+
+    def invocation_over(self, invocation_id: str) -> None:  # noqa: B027  # optional
+        """Note that no worker of an invocation is at work any more, however it ended."""
+
+    @abstractmethod
+    def record(self, record: IndexRecord) -> None:
+        """Record one index whole or not at all, replacing what was recorded of it.
+
+        Its log entries are added to those of earlier attempts. An error does not replace a
+        completion, which only :meth:`reset` and :meth:`reset_index` undo.
+        """
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Return when all that was recorded is in the store for others to see."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget every index of the run."""
+
+    @abstractmethod
+    def reset_index(self, index: int) -> None:
+        """Forget one index."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Flush, and let go of every connection."""
+
+    # --- questions ----------------------------------------------------------------------------
+
+    @abstractmethod
+    def completed_outputs(self) -> dict[int, list[str]]:
+        """Return the output paths of every completed index, in one query."""
+
+    @abstractmethod
+    def completed_indices(self) -> set[int]:
+        """Return the completed indices."""
+
+    @abstractmethod
+    def failed_indices(self) -> dict[int, str]:
+        """Return the failed indices, sorted, with their error messages."""
+
+    @abstractmethod
+    def counts(self, total: int) -> Counts:
+        """Return how far the run is, of the indices below ``total``."""
+
+    @abstractmethod
+    def workers(self) -> list[dict[str, Any]]:
+        """Return the workers table, oldest first, one dictionary a row."""
+
+    @abstractmethod
+    def index_for_path(self, path: str) -> int | None:
+        """Return the lowest index that produced an output path, ``None`` if none did."""
+
+    @abstractmethod
+    def output_paths(self, index: int) -> list[str]:
+        """Return the output paths of an index in the sink's order."""
+
+    @abstractmethod
+    def artifacts(self, index: int | None = None) -> dict[int, list[Mapping[str, Any]]]:
+        """Return filter artifacts by index, each with ``path, filter_name, filter_order``."""
+
+    @abstractmethod
+    def logs(self, index: int | None = None) -> list[dict[str, Any]]:
+        """Return the log entries of the run, or of one index, oldest first."""
+
+    @abstractmethod
+    def index_rows(self) -> Iterator[IndexRow]:
+        """Yield the recorded indices in order."""
+
+    @abstractmethod
+    def stage_rows(self) -> Iterator[tuple[int, int, str, int]]:
+        """Yield ``(index, stage_order, stage_name, wall_time_ns)``, sorted."""
+
+    @abstractmethod
+    def stage_totals(self) -> Iterable[StageTotal]:
+        """Sum the stages' times over the completed indices."""
+
+
+def open_store(url: str, run: Run | None = None, *, create: bool = False) -> CheckpointStore | None:
+    """Ask the plugins for the store at a URL; ``None`` if no plugin answers.
+
+    Raises
+    ------
+    StoreError
+        If the store cannot be opened.
+    """
+    from psnc.manager import plugin_manager
+
+    manager = run.plugins if run is not None else plugin_manager()
+    store: CheckpointStore | None = manager.hook.psnc_open_store(url=url, run=run, create=create)
+    return store

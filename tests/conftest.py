@@ -1,0 +1,100 @@
+"""Every test has a home, a working directory and a plugin manager of its own."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis.configuration import set_hypothesis_home_dir
+from stages_for_tests import TESTS_FIRST
+
+from psnc.builtin.checkpoint import store as checkpoint_store
+from psnc.config import Config
+from psnc.manager import PluginManager, activated
+
+# The same examples in every run, and no directory of them in the working tree.
+hypothesis.settings.register_profile(
+    "psnc", derandomize=True, deadline=None, database=None, max_examples=60
+)
+hypothesis.settings.load_profile("psnc")
+set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "psnc-hypothesis")
+
+Rows = list[tuple[Any, ...]]
+RunPython = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(autouse=True)
+def own_home(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """Keep the user's home, caches and working directory out of every test."""
+    home = tmp_path_factory.mktemp("home")
+    for name in list(os.environ):
+        if name.startswith(("PSNC_", "XDG_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    return home
+
+
+@pytest.fixture(autouse=True)
+def plugins(own_home: Path) -> Iterator[PluginManager]:
+    """Give the test a plugin manager, and close what its pipelines opened."""
+    manager = PluginManager(Config())
+    manager.load()
+    with activated(manager):
+        yield manager
+    for store in list(checkpoint_store._open_stores):
+        store.close()
+    manager.close()
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> str:
+    """Path for a `Journal` source to write to."""
+    return str(tmp_path / "journal.txt")
+
+
+@pytest.fixture
+def run_python(tmp_path: Path) -> RunPython:
+    """Run Python in a process of its own, in ``tmp_path``, with the tests' stages importable."""
+
+    def run(
+        *arguments: str | os.PathLike[str], check: bool = True, timeout: float = 60, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": TESTS_FIRST, **env}
+        finished = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        if check:
+            assert finished.returncode == 0, finished.stderr
+        return finished
+
+    return run
+
+
+def query(database: str | os.PathLike[str], text: str, *arguments: Any) -> Rows:
+    """Ask a database over a connection of its own, as another program would."""
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as connection:
+        return connection.execute(text, arguments).fetchall()
+
+
+@pytest.fixture(name="query")
+def query_fixture() -> Callable[..., Rows]:
+    """Return :func:`query`."""
+    return query

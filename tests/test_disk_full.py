@@ -1,0 +1,181 @@
+"""A disk that is full ends the run with one line, and costs nothing that was recorded before."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from drivers import BACKENDS, integrity, only_database, write_script
+from stages_for_tests import read_journal
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+COUNT = 400
+
+SCRIPT = """
+import resource, sys
+from pathlib import Path
+from psnc import Pipeline, StoreError, run_pipeline
+from stages_for_tests import Discard, Journal
+
+directory, backend, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
+if limit:
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
+pipeline = Pipeline(
+    Journal(400, str(Path("journal").absolute())), sink=Discard(40), resume=True, db_dir=directory
+)
+try:
+    results = run_pipeline(
+        pipeline, 1 if backend == "sequential" else 2, backend, progress="progress" in sys.argv
+    )
+except StoreError as error:
+    print(error)
+    sys.exit(3)
+assert [len(paths) for paths in results] == [40] * 400
+print("complete")
+"""
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, with room for part of the records."""
+    directory = tmp_path / "small"
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(directory)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command here")
+    if mounted.returncode:
+        pytest.skip(f"mounting a file system is not permitted here: {mounted.stderr.strip()}")
+    yield directory
+    subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
+def _enlarge(directory: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=64m", str(directory)], check=True)
+
+
+def _expect_one_line_that_helps(finished: subprocess.CompletedProcess[str], place: Path) -> None:
+    assert finished.returncode == 3, finished.stderr
+    (line,) = finished.stdout.splitlines()
+    assert str(only_database(place)) in line
+    assert "resume" in line
+    # Nothing of it is left to be said as the program ends.
+    assert finished.stderr == ""
+
+
+def _expect_an_exact_resume(
+    place: Path, journal: Path, query: Callable[..., Any], resume: Callable[[], Any]
+) -> None:
+    database = only_database(place)
+    assert integrity(database) == "ok"
+    recorded = {idx for (idx,) in query(database, "SELECT idx FROM index_results")}
+    files = query(database, "SELECT idx, count(*) FROM output_files GROUP BY idx")
+    assert dict(files) == dict.fromkeys(recorded, 40)
+    assert len(recorded) < COUNT
+    ran_before = len(read_journal(journal))
+
+    assert resume().stdout == "complete\n"
+    assert sorted(read_journal(journal)[ran_before:]) == sorted(set(range(COUNT)) - recorded)
+    assert query(database, "SELECT count(*), min(status) FROM index_results") == [
+        (COUNT, "completed")
+    ]
+    assert query(database, "SELECT count(*) FROM output_files") == [(40 * COUNT,)]
+    assert integrity(database) == "ok"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_full_disk_ends_the_run_and_a_resume_completes_it(
+    backend: str, small_disk: Path, tmp_path: Path, run_python: Run, query: Callable[..., Any]
+) -> None:
+    script = write_script(tmp_path / "script.py", SCRIPT)
+    finished = run_python(script, small_disk, backend, "0", check=False, timeout=30)
+    _expect_one_line_that_helps(finished, small_disk)
+    assert "disk is full" in finished.stdout
+    _enlarge(small_disk)
+    _expect_an_exact_resume(
+        small_disk,
+        tmp_path / "journal",
+        query,
+        lambda: run_python(script, small_disk, backend, "0"),
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_limit_on_file_sizes_ends_the_run_and_a_resume_completes_it(
+    backend: str, tmp_path: Path, run_python: Run, query: Callable[..., Any]
+) -> None:
+    script = write_script(tmp_path / "script.py", SCRIPT)
+    place = tmp_path / "db"
+    finished = run_python(script, place, backend, "300000", check=False, timeout=30)
+    _expect_one_line_that_helps(finished, place)
+    _expect_an_exact_resume(
+        place, tmp_path / "journal", query, lambda: run_python(script, place, backend, "0")
+    )
+
+
+def test_a_run_that_cannot_be_recorded_still_ends_its_progress(
+    tmp_path: Path, run_python: Run
+) -> None:
+    script = write_script(tmp_path / "script.py", SCRIPT)
+    finished = run_python(
+        script, tmp_path / "db", "sequential", "300000", "progress", check=False, timeout=30
+    )
+    assert finished.returncode == 3
+    assert finished.stderr.startswith("psnc: ")
+    assert "/400 indices" in finished.stderr
+
+
+def test_a_database_that_cannot_even_be_made_is_refused_in_one_line(
+    small_disk: Path, tmp_path: Path, run_python: Run
+) -> None:
+    (small_disk / "ballast").write_bytes(b"")
+    with open(small_disk / "ballast", "wb", buffering=0) as ballast:
+        while True:
+            try:
+                if not ballast.write(b"x" * 4096):
+                    break
+            except OSError:
+                break
+    script = write_script(tmp_path / "script.py", SCRIPT)
+    finished = run_python(script, small_disk, "sequential", "0", check=False, timeout=30)
+    assert finished.returncode == 3
+    (line,) = finished.stdout.splitlines()
+    assert str(small_disk) in line
+    assert "full" in line
+    assert finished.stderr == ""
+    assert read_journal(tmp_path / "journal") == []
+
+
+def test_a_full_disk_under_the_output_fails_the_index_and_spares_the_others(
+    small_disk: Path, tmp_path: Path, run_python: Run
+) -> None:
+    script = write_script(
+        tmp_path / "script.py",
+        """
+        import sys
+        from pathlib import Path
+        from psnc import Sink, run_pipeline
+        from stages_for_tests import Numbers
+
+        class Write(Sink):
+            def __call__(self, items, index):
+                path = Path(sys.argv[1], f"{index}.bin")
+                try:
+                    path.write_bytes(b"x" * (2_000_000 if index == 1 else 1000))
+                except OSError:
+                    path.unlink()
+                    raise
+                return [path]
+
+        pipeline = Numbers(4).write(Write())
+        print([bool(paths) for paths in run_pipeline(pipeline)], pipeline.failed_indices)
+        """,
+    )
+    printed = run_python(script, small_disk).stdout
+    assert printed.startswith("[True, False, True, True] {1: 'OSError: [Errno 28] No space left")

@@ -1,0 +1,175 @@
+"""Ctrl-C: what is at work ends, nothing else starts, and the next run takes it from there."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from drivers import BACKENDS, Driver, Start, integrity, only_database, start, wait_for_end
+from stages_for_tests import read_journal, wait_until
+
+__all__ = ["start"]
+
+SCRIPT = """
+import sys
+import time
+from pathlib import Path
+from psnc import Filter, Pipeline, run_pipeline
+from stages_for_tests import Discard, Journal, WaitFor
+
+class Slow(Filter):
+    def __call__(self, items):
+        for item in items:
+            if item < 4:
+                time.sleep(0.12)
+            yield item
+
+backend, first_to_wait = sys.argv[1], int(sys.argv[2])
+waiting = WaitFor(str(Path.cwd()), range(first_to_wait, 20))
+pipeline = Pipeline(
+    Journal(20, str(Path("journal").absolute())), [Slow(), waiting], Discard(),
+    resume=True, db_dir="db",
+)
+try:
+    run_pipeline(pipeline, 1 if backend == "sequential" else 2, backend)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+    raise
+print("complete")
+"""
+
+
+def _at_work(directory: Path) -> set[int]:
+    return {int(path.name.removeprefix("reached-")) for path in directory.glob("reached-*")}
+
+
+def _interrupted_once(start: Start, directory: Path, backend: str, first_to_wait: int) -> Driver:
+    driver = start(SCRIPT, backend, first_to_wait)
+    workers = 1 if backend == "sequential" else 2
+    wait_until(lambda: len(_at_work(directory)) == workers)
+    driver.interrupt()
+    assert driver.process.stderr is not None
+    # It says that it has understood.
+    assert driver.process.stderr.readline() == "\n"
+    assert "Ctrl-C again" in driver.process.stderr.readline()
+    return driver
+
+
+def _recorded(database: Path, query: Callable[..., Any]) -> dict[int, str]:
+    return dict(query(database, "SELECT idx, status FROM index_results"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("first_to_wait", [0, 4])
+def test_ctrl_c_lets_running_indices_end_and_starts_no_others(
+    backend: str, first_to_wait: int, start: Start, tmp_path: Path, query: Callable[..., Any]
+) -> None:
+    driver = _interrupted_once(start, tmp_path, backend, first_to_wait)
+    at_work = _at_work(tmp_path)
+    (tmp_path / "go").touch()
+    status, out, errors = driver.finish()
+    assert out == "interrupted\n"
+    assert status == -signal.SIGINT
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    database = only_database(tmp_path / "db")
+    expected = set(range(first_to_wait)) | at_work
+    assert _recorded(database, query) == dict.fromkeys(expected, "completed")
+    assert set(read_journal(tmp_path / "journal")) == expected
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_interrupted_run_leaves_idle_workers_and_resumes(
+    backend: str, start: Start, tmp_path: Path, query: Callable[..., Any]
+) -> None:
+    driver = _interrupted_once(start, tmp_path, backend, 4)
+    (tmp_path / "go").touch()
+    driver.finish()
+    database = only_database(tmp_path / "db")
+    assert integrity(database) == "ok"
+    assert query(database, "SELECT * FROM workers WHERE current_index IS NOT NULL") == []
+
+    assert start(SCRIPT, backend, 4).finish() == (0, "complete\n", "")
+    assert _recorded(database, query) == dict.fromkeys(range(20), "completed")
+    # Every index has run exactly once, over both runs.
+    assert sorted(read_journal(tmp_path / "journal")) == list(range(20))
+
+
+@pytest.mark.parametrize("backend", ["sequential", "process_pool"])
+def test_a_second_ctrl_c_ends_running_indices_and_records_nothing_of_them(
+    backend: str, start: Start, tmp_path: Path, query: Callable[..., Any]
+) -> None:
+    driver = _interrupted_once(start, tmp_path, backend, 4)
+    at_work = _at_work(tmp_path)
+    processes = driver.descendants()
+    driver.interrupt()
+    status, out, _ = driver.finish()
+    assert (status, out) == (-signal.SIGINT, "interrupted\n")
+    wait_for_end(processes)
+    database = only_database(tmp_path / "db")
+    assert integrity(database) == "ok"
+    recorded = _recorded(database, query)
+    assert set(recorded) == set(range(4))
+    assert not at_work & set(recorded)
+    for table in ("stage_metrics", "output_files", "logs"):
+        assert not at_work & {idx for (idx,) in query(database, f"SELECT idx FROM {table}")}
+
+    (tmp_path / "go").touch()
+    assert start(SCRIPT, backend, 4).finish() == (0, "complete\n", "")
+    assert _recorded(database, query) == dict.fromkeys(range(20), "completed")
+
+
+@pytest.mark.parametrize("backend", ["sequential", "process_pool"])
+def test_after_a_second_ctrl_c_no_worker_is_said_to_be_at_work(
+    backend: str, start: Start, tmp_path: Path, query: Callable[..., Any]
+) -> None:
+    driver = _interrupted_once(start, tmp_path, backend, 4)
+    driver.interrupt()
+    driver.finish()
+    database = only_database(tmp_path / "db")
+    assert query(database, "SELECT * FROM workers WHERE current_index IS NOT NULL") == []
+
+
+def test_a_bare_loop_that_is_interrupted_can_be_resumed(
+    start: Start, tmp_path: Path, query: Callable[..., Any]
+) -> None:
+    script = SCRIPT.replace(
+        'run_pipeline(pipeline, 1 if backend == "sequential" else 2, backend)',
+        "for index in range(20): pipeline[index]",
+    )
+    driver = start(script, "bare", 4)
+    wait_until(lambda: _at_work(tmp_path) == {4})
+    driver.interrupt()
+    status, out, _ = driver.finish()
+    assert (status, out) == (-signal.SIGINT, "interrupted\n")
+    database = only_database(tmp_path / "db")
+    assert set(_recorded(database, query)) == {0, 1, 2, 3}
+    assert query(database, "SELECT * FROM workers WHERE current_index IS NOT NULL") == []
+    (tmp_path / "go").touch()
+    assert start(script, "bare", 4).finish() == (0, "complete\n", "")
+    assert _recorded(database, query) == dict.fromkeys(range(20), "completed")
+
+
+def test_a_program_keeps_its_own_way_with_ctrl_c(start: Start, tmp_path: Path) -> None:
+    own = "signal.signal(signal.SIGINT, lambda *_: print('its own', flush=True))"
+    script = SCRIPT.replace("backend, first", f"{own}\nbackend, first")
+    driver = start(script, "process_pool", 0)
+    wait_until(lambda: len(_at_work(tmp_path)) == 2)
+    driver.interrupt()
+    assert driver.process.stdout is not None
+    assert driver.process.stdout.readline() == "its own\n"
+    (tmp_path / "go").touch()
+    assert driver.finish()[:2] == (0, "complete\n")
+
+
+def test_ctrl_c_works_as_ever_once_a_run_has_ended(start: Start, tmp_path: Path) -> None:
+    driver = start(
+        SCRIPT + "\nPath('ended').touch()\nwhile True: time.sleep(0.01)\n", "thread_pool", 20
+    )
+    wait_until((tmp_path / "ended").exists)
+    driver.interrupt()
+    status, out, errors = driver.finish()
+    assert (status, out) == (-signal.SIGINT, "complete\n")
+    assert "Ctrl-C again" not in errors
