@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drivers import BACKENDS, jobs, only_database, write_script
+from drivers import BACKENDS, TESTS, jobs, only_database, write_script
 from stages_for_tests import Discard, Numbers, WriteText, numbers_pipeline
 
 from psnc import Backend, BackendError, Filter, PsncError, Source, hookimpl, run_pipeline
@@ -118,6 +118,50 @@ def test_processes_can_be_started_in_every_way(start_method: str) -> None:
     pipeline = numbers_pipeline(6)
     assert run_pipeline(pipeline, 2, "process_pool", start_method=start_method) == EXPECTED
     assert pipeline.completed_indices == set(range(6))
+
+
+SLOW_SECOND_WORKER = """
+import os, sys, time
+
+if "spawn_main" in " ".join(sys.orig_argv):
+    try:
+        os.close(os.open("first", os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        deadline = time.monotonic() + 20
+        while not os.path.exists("first-is-leaving") and time.monotonic() < deadline:
+            time.sleep(0.01)
+"""
+
+LEAVING_SLOWLY = """
+import time
+from multiprocessing.util import Finalize
+from pathlib import Path
+from psnc import Pipeline, Source, run_pipeline
+from stages_for_tests import Discard
+
+def leave():
+    Path("first-is-leaving").touch()
+    time.sleep(0.7)
+
+class Leaving(Source):
+    def __len__(self):
+        return 2
+    def __getitem__(self, index):
+        Finalize(None, leave, exitpriority=1)
+        yield index
+
+run_pipeline(Pipeline(Leaving(), sink=Discard(1)), 2, "process_pool", start_method="spawn")
+"""
+
+
+def test_a_worker_that_is_still_starting_when_the_run_ends_leaves_in_silence(
+    tmp_path: Path, run_python: Run
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SLOW_SECOND_WORKER, encoding="utf-8")
+    script = write_script(tmp_path / "script.py", LEAVING_SLOWLY)
+    finished = run_python(script, PYTHONPATH=os.pathsep.join([str(tmp_path), str(TESTS)]))
+    assert (tmp_path / "first-is-leaving").exists()
+    assert finished.stderr == ""
 
 
 def test_an_unknown_start_method_is_refused_with_the_names_there_are() -> None:

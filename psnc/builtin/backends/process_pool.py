@@ -244,6 +244,18 @@ def _context(start_method: str) -> Any:
     context = multiprocessing.get_context(start_method)
 
     class WorkerContext(type(context)):  # type: ignore[misc]
+        # The pool lets go of its locks before its workers have ended; one that is still
+        # starting would look for them in vain.
+        _locks: list[Any]
+
+        def __init__(self) -> None:
+            super().__init__()
+            self._locks = []
+
+        def RLock(self) -> Any:  # noqa: N802
+            self._locks.append(super().RLock())
+            return self._locks[-1]
+
         Process: ClassVar[Any] = {
             "forkserver": _WorkerForkServerProcess,
             "spawn": _WorkerSpawnProcess,
