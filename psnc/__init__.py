@@ -1,65 +1,166 @@
-"""Run pipelines over indexed datasets, with every index recorded so that a run can be resumed."""
+"""Run pipelines over indexed datasets, with every index recorded so that a run can be resumed.
 
-from psnc.backend import Backend
-from psnc.config import Config
-from psnc.errors import (
-    BackendError,
-    ConfigurationError,
-    IndexRangeError,
-    PartitionError,
-    PipelineError,
-    PluginError,
-    PsncError,
-    SourceError,
-    StageError,
-    StoreError,
-    TrackingDisabledError,
-    WorkerDiedError,
-)
-from psnc.execution import IndexContext
-from psnc.hookspecs import hookimpl, hookspec
-from psnc.metrics import PipelineMetrics
-from psnc.pipeline import Pipeline
-from psnc.records import IndexRecord, LogRecord, RunSummary, StageRecord, WorkerInfo
-from psnc.run import Run
-from psnc.session import run_pipeline
-from psnc.stages import Filter, Param, Sink, Source, StatefulFilter
-from psnc.store import CheckpointStore
-from psnc.worker import BatchResult, WorkerTask
+The names below are imported from their modules when they are first used: `psnc --help` and listings
+then need not wait for the machinery of runs and databases.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from psnc.backend import Backend
+    from psnc.config import Config
+    from psnc.errors import (
+        BackendError,
+        ConfigurationError,
+        IndexRangeError,
+        PartitionError,
+        PipelineError,
+        PluginError,
+        PsncError,
+        SourceError,
+        StageError,
+        StoreError,
+        TrackingDisabledError,
+        WorkerDiedError,
+    )
+    from psnc.execution import IndexContext
+    from psnc.functions import filter, sink
+    from psnc.hookspecs import hookimpl, hookspec
+    from psnc.manager import PluginManager, activate, plugin_manager
+    from psnc.metrics import PipelineMetrics
+    from psnc.options import OptionParser
+    from psnc.pipeline import Pipeline
+    from psnc.records import (
+        ArtifactRecord,
+        IndexRecord,
+        LogRecord,
+        RunSummary,
+        StageRecord,
+        WorkerInfo,
+    )
+    from psnc.run import Run
+    from psnc.session import run_pipeline
+    from psnc.sources import FilesSource, SequenceSource, as_source
+    from psnc.stages import Filter, Param, Sink, Source, StatefulFilter
+    from psnc.store import CheckpointStore, Counts, IndexRow, RunRow, StageTotal
+    from psnc.track import track
+    from psnc.worker import BatchResult, WorkerTask
+
+_HOMES = {
+    "ArtifactRecord": "records",
+    "Backend": "backend",
+    "BackendError": "errors",
+    "BatchResult": "worker",
+    "CheckpointStore": "store",
+    "Config": "config",
+    "ConfigurationError": "errors",
+    "Counts": "store",
+    "FilesSource": "sources",
+    "Filter": "stages",
+    "IndexContext": "execution",
+    "IndexRangeError": "errors",
+    "IndexRecord": "records",
+    "IndexRow": "store",
+    "LogRecord": "records",
+    "OptionParser": "options",
+    "Param": "stages",
+    "PartitionError": "errors",
+    "Pipeline": "pipeline",
+    "PipelineError": "errors",
+    "PipelineMetrics": "metrics",
+    "PluginError": "errors",
+    "PluginManager": "manager",
+    "PsncError": "errors",
+    "Run": "run",
+    "RunRow": "store",
+    "RunSummary": "records",
+    "SequenceSource": "sources",
+    "Sink": "stages",
+    "Source": "stages",
+    "SourceError": "errors",
+    "StageError": "errors",
+    "StageRecord": "records",
+    "StageTotal": "store",
+    "StatefulFilter": "stages",
+    "StoreError": "errors",
+    "TrackingDisabledError": "errors",
+    "WorkerDiedError": "errors",
+    "WorkerInfo": "records",
+    "WorkerTask": "worker",
+    "activate": "manager",
+    "as_source": "sources",
+    "filter": "functions",
+    "hookimpl": "hookspecs",
+    "hookspec": "hookspecs",
+    "plugin_manager": "manager",
+    "run_pipeline": "session",
+    "sink": "functions",
+    "track": "track",
+}
 
 __all__ = [
+    "ArtifactRecord",
     "Backend",
     "BackendError",
     "BatchResult",
     "CheckpointStore",
     "Config",
     "ConfigurationError",
+    "Counts",
+    "FilesSource",
     "Filter",
     "IndexContext",
     "IndexRangeError",
     "IndexRecord",
+    "IndexRow",
     "LogRecord",
+    "OptionParser",
     "Param",
     "PartitionError",
     "Pipeline",
     "PipelineError",
     "PipelineMetrics",
     "PluginError",
+    "PluginManager",
     "PsncError",
     "Run",
+    "RunRow",
     "RunSummary",
+    "SequenceSource",
     "Sink",
     "Source",
     "SourceError",
     "StageError",
     "StageRecord",
+    "StageTotal",
     "StatefulFilter",
     "StoreError",
     "TrackingDisabledError",
     "WorkerDiedError",
     "WorkerInfo",
     "WorkerTask",
+    "activate",
+    "as_source",
+    "filter",
     "hookimpl",
     "hookspec",
+    "plugin_manager",
     "run_pipeline",
+    "sink",
+    "track",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module, once."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'psnc' has no attribute {name!r}")
+    value = getattr(import_module(f"psnc.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted({*globals(), *__all__})

@@ -14,24 +14,31 @@ that you need::
 an index: the driver itself (sequential and thread backends, or a bare ``pipeline[i]``) or another
 process. Every process loads the same plugins.
 
-**Errors.** A hook that raises never changes an index's result and never stops a run by itself: the
-error is logged once with the plugin's and the hook's name, and counted in the run's summary.
-``--strict-plugins`` fails such a run at its end. One kind of error is not contained:
+**Errors.** A hook's error is *contained* where its text says so: it changes no index's result and
+stops no run; it is logged once with the plugin's and the hook's name, and counted in the run's
+summary. ``--strict-plugins`` fails such a run at its end. Elsewhere it is *raised*: it ends the
+command or the run with one line that names the plugin. One kind of error is raised by every hook:
 :class:`psnc.StoreError`, since a result that cannot be recorded must stop the run.
-A hook marked *first result* asks plugin after plugin until one returns something.
+
+**Order.** A plugin that was loaded later is called first; ``@hookimpl(tryfirst=True)`` and
+``trylast`` change that. A hook marked *first result* asks plugin after plugin until one returns
+something other than ``None``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 if TYPE_CHECKING:
+    import click
+
     from psnc.backend import Backend
     from psnc.config import Config
     from psnc.execution import IndexContext
+    from psnc.options import OptionParser
     from psnc.records import IndexRecord, LogRecord, RunSummary, StageRecord, WorkerInfo
     from psnc.run import Run
     from psnc.stages import Filter, Sink, Source, Stage
@@ -45,18 +52,69 @@ hookimpl = pluggy.HookimplMarker("psnc")
 
 
 @hookspec
-def psnc_configure(config: Config) -> None:
-    """Set up the plugin in this process, once, after every plugin is loaded.
+def psnc_addoptions(parser: OptionParser) -> None:
+    """Declare the plugin's own options.
 
-    Fires in every process. An error here is contained like any other.
+    ``psnc run --help`` shows them under the plugin's name, and the configuration file takes them as
+    keys. Their values are in ``config.option(name)`` from ``psnc_configure`` on, in workers too.
+
+    When: after every plugin is loaded, before the command line is read.
+    Process: driver and worker.
+    Result: none.
+    Errors: raised.
+
+    Parameters
+    ----------
+    parser : OptionParser
+        Collects this plugin's options: ``parser.add_option("--alert-channel", default="#runs")``.
+    """
+
+
+@hookspec
+def psnc_add_commands(cli: click.Group) -> None:
+    """Add sub-commands to ``psnc``.
+
+    When: when ``psnc`` lists its commands, or is given one that is not its own.
+    Process: driver, under the ``psnc`` command only.
+    Result: none.
+    Errors: raised, but in ``psnc --help``, which says that the plugin failed.
+
+    Parameters
+    ----------
+    cli : click.Group
+        Takes a command by ``cli.add_command(command)``, or a function by ``@cli.command()``.
+    """
+
+
+@hookspec
+def psnc_configure(config: Config) -> None:
+    """Set the plugin up in this process.
+
+    When: once, when every plugin is loaded and every option is known.
+    Process: driver and worker.
+    Result: none.
+    Errors: contained.
+
+    Parameters
+    ----------
+    config : Config
+        The settings, the same in every process of a run.
     """
 
 
 @hookspec
 def psnc_unconfigure(config: Config) -> None:
-    """Clean up what ``psnc_configure`` set up, as the process ends.
+    """Clean up what ``psnc_configure`` set up.
 
-    Fires in every process that ends in an orderly way; a killed one has no such moment.
+    When: as the process ends in an orderly way; a killed one has no such moment.
+    Process: driver and worker.
+    Result: none.
+    Errors: contained.
+
+    Parameters
+    ----------
+    config : Config
+        The settings that ``psnc_configure`` was given.
     """
 
 
@@ -65,49 +123,67 @@ def psnc_unconfigure(config: Config) -> None:
 
 @hookspec
 def psnc_sources() -> Mapping[str, type[Source[Any]] | str] | None:
-    """Offer sources by name.
+    """Offer sources by name, for pipeline files and ``psnc stages``.
 
-    Returns
-    -------
-    mapping
-        Name to class, or to ``"module:Class"``, so that listing imports no heavy library.
+    When: when a source is looked up or listed by name.
+    Process: driver and worker.
+    Result: a mapping of names to classes, or to ``"module:Class"``, so that listing imports no
+        heavy library. Of equal names the plugin loaded last wins.
+    Errors: raised.
     """
 
 
 @hookspec
 def psnc_filters() -> Mapping[str, type[Filter[Any, Any]] | str] | None:
-    """Offer filters by name; see :func:`psnc_sources`."""
+    """Offer filters by name, for pipeline files and ``psnc stages``.
+
+    When: when a filter is looked up or listed by name.
+    Process: driver and worker.
+    Result: a mapping, as of ``psnc_sources``.
+    Errors: raised.
+    """
 
 
 @hookspec
 def psnc_sinks() -> Mapping[str, type[Sink[Any]] | str] | None:
-    """Offer sinks by name; see :func:`psnc_sources`."""
+    """Offer sinks by name, for pipeline files and ``psnc stages``.
+
+    When: when a sink is looked up or listed by name.
+    Process: driver and worker.
+    Result: a mapping, as of ``psnc_sources``.
+    Errors: raised.
+    """
 
 
 @hookspec
 def psnc_backends() -> Mapping[str, type[Backend] | str] | None:
-    """Offer backends by name; see :func:`psnc_sources`. Asked in the driver.
+    """Offer backends by name, for ``run_pipeline(backend=…)`` and ``--backend``.
 
-    An error here is raised, since a run cannot start without its backend.
+    When: as a run begins, or when backends are listed.
+    Process: driver.
+    Result: a mapping, as of ``psnc_sources``.
+    Errors: raised.
     """
 
 
 @hookspec(firstresult=True)
 def psnc_open_store(url: str, run: Run | None, create: bool) -> CheckpointStore | None:
-    """Open the checkpoint store at a URL; *first result*. Fires in driver and worker.
+    """Open the checkpoint store at a URL.
+
+    When: as a run begins, in each process, and when a command looks into a store.
+    Process: driver and worker.
+    Result: the store; ``None`` for a URL that is not this plugin's to open. First result.
+    Errors: raised, since nothing could be recorded.
 
     Parameters
     ----------
     url : str
-        A path for the SQLite store; other stores answer to a scheme of their own, and return
-        ``None`` for what is not theirs.
+        A path for the SQLite store; other stores answer to a scheme of their own.
     run : Run, optional
         The run to record; ``None`` to look at what is there.
     create : bool
         Whether to make a store where there is none. A worker never does: what it cannot find is
         out of its reach, and its records go home to the driver.
-
-    An error here is raised: it means that nothing could be recorded.
     """
 
 
@@ -116,7 +192,12 @@ def psnc_open_store(url: str, run: Run | None, create: bool) -> CheckpointStore 
 
 @hookspec
 def psnc_run_start(run: Run, indices: Sequence[int], cached: int) -> None:
-    """Fire in the driver before anything is dispatched.
+    """Know that a run begins.
+
+    When: before anything is dispatched.
+    Process: driver.
+    Result: none.
+    Errors: contained.
 
     Parameters
     ----------
@@ -131,17 +212,56 @@ def psnc_run_start(run: Run, indices: Sequence[int], cached: int) -> None:
 
 @hookspec
 def psnc_run_done(run: Run, summary: RunSummary) -> None:
-    """Fire in the driver when every index has been reported, or the run was cut short."""
+    """Know that a run is over.
+
+    When: when every index has been reported, or the run was cut short.
+    Process: driver.
+    Result: none.
+    Errors: contained.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    summary : RunSummary
+        How it went.
+    """
 
 
 @hookspec
 def psnc_worker_start(run: Run, worker: WorkerInfo) -> None:
-    """Fire in a worker, in each of its threads, before that thread's first index."""
+    """Know that a thread begins to run indices.
+
+    When: before the thread's first index.
+    Process: worker.
+    Result: none.
+    Errors: contained.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    worker : WorkerInfo
+        The thread's identity in the database.
+    """
 
 
 @hookspec
 def psnc_worker_done(run: Run, worker: WorkerInfo) -> None:
-    """Fire in a worker that is released in an orderly way, once for each thread that worked."""
+    """Know that a thread will run no more indices.
+
+    When: once for each thread that worked, as it is released in an orderly way.
+    Process: worker.
+    Result: none.
+    Errors: contained.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    worker : WorkerInfo
+        The thread's identity in the database.
+    """
 
 
 # --- one index --------------------------------------------------------------------------------
@@ -149,67 +269,183 @@ def psnc_worker_done(run: Run, worker: WorkerInfo) -> None:
 
 @hookspec(firstresult=True)
 def psnc_index_lookup(run: Run, index: int) -> Sequence[str] | None:
-    """Return the output paths of an earlier result, which ends the index; *first result*.
+    """Answer with an earlier result, which ends the index.
 
-    Fires where the index would run. The built-in checkpoint answers from the store.
+    The built-in checkpoint answers from the store.
+
+    When: before an index runs.
+    Process: worker.
+    Result: the output paths of the earlier result, ``None`` if there is none. First result.
+    Errors: contained; the next plugin is asked.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    index : int
+        The source index.
     """
 
 
 @hookspec
 def psnc_index_start(context: IndexContext) -> None:
-    """Fire where the index runs, before its source is asked for anything."""
+    """Know that an index begins.
+
+    When: before its source is asked for anything.
+    Process: worker.
+    Result: none.
+    Errors: contained.
+
+    Parameters
+    ----------
+    context : IndexContext
+        The index at work: its run, number and worker.
+    """
 
 
 @hookspec
 def psnc_stage_start(context: IndexContext, stage: Stage) -> None:
-    """Fire where the index runs, once a stage and index, as the stage joins the chain.
+    """Know that a stage joins the chain of an index.
 
-    Stages are lazy: this is not the moment of a stage's first item.
+    When: once a stage and index. Stages are lazy: this is not the moment of the first item.
+    Process: worker.
+    Result: none.
+    Errors: contained.
+
+    Parameters
+    ----------
+    context : IndexContext
+        The index at work.
+    stage : Source, Filter or Sink
+        The stage.
     """
 
 
 @hookspec
 def psnc_stage_done(context: IndexContext, stage: Stage, record: StageRecord) -> None:
-    """Fire where the index runs, once a stage and index, after the sink has returned or raised."""
+    """Know how long a stage took.
+
+    When: once a stage and index, after the sink has returned or raised.
+    Process: worker.
+    Result: none.
+    Errors: contained.
+
+    Parameters
+    ----------
+    context : IndexContext
+        The index at work.
+    stage : Source, Filter or Sink
+        The stage.
+    record : StageRecord
+        Its order, name and own time.
+    """
 
 
 @hookspec
 def psnc_index_measure(context: IndexContext) -> Mapping[str, Any] | None:
-    """Return named measurements of this index; fires where it runs, after its last stage.
+    """Measure an index.
 
-    Returns
-    -------
-    mapping or None
-        Names to JSON values. ``peak_memory_bytes`` and ``gpu_memory_bytes`` go to the database
-        columns of that name, all others to ``measurements``. On equal names the plugin that
-        was registered last wins.
+    When: after its last stage, also if it failed.
+    Process: worker.
+    Result: names to JSON values. ``peak_memory_bytes`` and ``gpu_memory_bytes`` go to the database
+        columns of that name, all others to ``measurements``. Of equal names the plugin loaded
+        last wins.
+    Errors: contained, a result that cannot be recorded included.
+
+    Parameters
+    ----------
+    context : IndexContext
+        The index at work.
     """
 
 
 @hookspec
 def psnc_log_record(context: IndexContext, record: LogRecord) -> None:
-    """Fire where the index runs, for one captured log entry."""
+    """See a log entry of an index.
+
+    When: as the entry is captured.
+    Process: worker.
+    Result: none.
+    Errors: contained.
+
+    Parameters
+    ----------
+    context : IndexContext
+        The index at work.
+    record : LogRecord
+        The entry.
+    """
 
 
 @hookspec
 def psnc_index_done(context: IndexContext, record: IndexRecord) -> None:
-    """Fire where the index ran, after success or failure, with everything known of it.
+    """Know what became of an index; the built-in checkpoint records it here.
 
-    The built-in checkpoint writes the record here.
+    When: after success or failure.
+    Process: worker.
+    Result: none.
+    Errors: contained.
+
+    Parameters
+    ----------
+    context : IndexContext
+        The index that was at work.
+    record : IndexRecord
+        Everything that is known of it.
     """
 
 
 @hookspec
 def psnc_index_interrupted(context: IndexContext) -> None:
-    """Fire where the index ran when ``KeyboardInterrupt`` or ``SystemExit`` ended it.
+    """Know that an index was cut short, which is no failure: nothing of it is recorded.
 
-    That is no failure of the index: nothing of it is recorded, and it will run again.
+    When: as ``KeyboardInterrupt`` or ``SystemExit`` ends it. It will run again.
+    Process: worker.
+    Result: none.
+    Errors: contained.
+
+    Parameters
+    ----------
+    context : IndexContext
+        The index that was at work.
     """
 
 
 @hookspec
 def psnc_index_reported(run: Run, record: IndexRecord) -> None:
-    """Fire in the driver for each record that reaches it, in order of arrival.
+    """See each record of a run in one place: for progress and alerts.
 
-    The place for progress and alerts. Results of earlier runs are not reported one by one.
+    When: as the record reaches the driver, in order of arrival. Results of earlier runs are not
+        reported one by one.
+    Process: driver.
+    Result: none.
+    Errors: contained.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    record : IndexRecord
+        Everything that is known of the index.
+    """
+
+
+# --- looking at runs --------------------------------------------------------------------------
+
+
+@hookspec
+def psnc_dashboard_panels(run: Run) -> Mapping[str, Callable[[], str]] | None:
+    """Offer views of a run to a dashboard.
+
+    psnc has no dashboard of its own: a plugin that is one calls this hook.
+
+    When: as a dashboard shows a run.
+    Process: the dashboard's.
+    Result: titles to functions that take nothing and return HTML.
+    Errors: contained.
+
+    Parameters
+    ----------
+    run : Run
+        The run that is looked at.
     """

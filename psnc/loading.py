@@ -14,8 +14,11 @@ from typing import Any
 
 from psnc.errors import PipelineError, PsncError
 from psnc.pipeline import Pipeline
+from psnc.plain_text import SUFFIXES
 
-__all__ = ["load_pipeline"]
+__all__ = ["load_module", "load_pipeline"]
+
+_ADVICE = "check the spelling, or give the path of a .py file"
 
 
 def load_pipeline(target: str) -> Pipeline[Any]:
@@ -25,24 +28,44 @@ def load_pipeline(target: str) -> Pipeline[Any]:
     ----------
     target : str
         ``"package.module:name"`` or ``"path/to/file.py:name"``, where ``name`` is a pipeline or a
-        function that takes no arguments and returns one.
+        function that takes no arguments and returns one; or a file that ``Pipeline.save`` wrote,
+        or somebody in its way.
 
     Raises
     ------
     PipelineError
         If there is no such module, file or name, or if it is no pipeline.
     """
+    if target.lower().endswith(SUFFIXES):
+        return Pipeline.load(target)
     place, separator, name = target.rpartition(":")
     if not separator or not place or not name:
         raise PipelineError(
             f"{target!r} names no pipeline: write module:name or path/to/file.py:name"
         )
+    return _as_pipeline(_attribute(load_module(place), name, target), target)
+
+
+def load_module(place: str, advice: str = _ADVICE) -> ModuleType:
+    """Import a module by its dotted name, or a file by its path.
+
+    Parameters
+    ----------
+    place : str
+        The name or the path.
+    advice : str
+        What to do if there is no such module.
+
+    Raises
+    ------
+    PipelineError
+        If there is no such module or file, or importing it fails.
+    """
     is_file = place.endswith(".py") or os.sep in place
-    module = _load_file(Path(place)) if is_file else _load_module(place)
-    return _as_pipeline(_attribute(module, name, target), target)
+    return _load_file(Path(place)) if is_file else _load_module(place, advice)
 
 
-def _load_module(name: str) -> ModuleType:
+def _load_module(name: str, advice: str) -> ModuleType:
     # A console script's sys.path lacks the working directory, where `python -m` would look.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -51,8 +74,7 @@ def _load_module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise PipelineError(
-                f"no module named {error.name!r} here or among the installed packages: check the "
-                "spelling, or give the path of a .py file"
+                f"no module named {error.name!r} here or among the installed packages: {advice}"
             ) from error
         raise _import_error(name, error) from error
     except (Exception, SystemExit) as error:
@@ -95,7 +117,7 @@ def _load_package_member(path: Path) -> ModuleType:
         parts.insert(0, root.name)
         root = root.parent
     sys.path.insert(0, str(root))
-    return _load_module(".".join(parts))
+    return _load_module(".".join(parts), _ADVICE)
 
 
 def _import_error(what: str, error: Exception | SystemExit) -> PsncError:

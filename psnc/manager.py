@@ -1,4 +1,4 @@
-"""The plugin manager: built-in plugins, entry points, and the user's choice among them."""
+"""The plugin manager: which plugins there are in a process, and calls of their hooks."""
 
 from __future__ import annotations
 
@@ -8,21 +8,39 @@ import importlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pluggy
-from attrs import frozen
+from attrs import evolve, frozen
 
 from psnc import hookspecs
 from psnc.config import Config
-from psnc.errors import BackendError, PluginError, StoreError
+from psnc.errors import BackendError, PluginError, PsncError, StageError, StoreError
+from psnc.options import OptionParser, PluginOption, resolve_options
+from psnc.plugin_loading import (
+    LOCAL_NAME,
+    PluginFailure,
+    PluginOrigin,
+    check_hooks,
+    find_plugins,
+    import_plugin,
+)
+from psnc.settings import SETTINGS, default_config
 
-__all__ = ["PluginManager", "activate", "activated", "deactivate", "plugin_manager"]
-
-ENTRY_POINT_GROUP = "psnc"
+__all__ = [
+    "Offer",
+    "PluginManager",
+    "activate",
+    "activated",
+    "active_config",
+    "deactivate",
+    "install",
+    "load_object",
+    "plugin_manager",
+]
 
 BUILT_IN_PLUGINS = {
     "checkpoint": "psnc.builtin.checkpoint.plugin",
@@ -32,6 +50,8 @@ BUILT_IN_PLUGINS = {
     "progress": "psnc.builtin.progress",
     "backends": "psnc.builtin.backends",
 }
+
+OfferKind = Literal["source", "filter", "sink", "backend"]
 
 _ORDER_OPTIONS = ("wrapper", "hookwrapper", "tryfirst", "trylast")
 
@@ -60,50 +80,135 @@ class PluginManager(pluggy.PluginManager):
         The configuration that it was made from.
     errors : dict of str to int
         How often a hook raised, by ``"plugin: hook"``.
+    origins : dict of str to PluginOrigin
+        Where each loaded plugin comes from, by name, in the order of registration.
+    failures : list of PluginFailure
+        The plugins that could not be loaded.
     """
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__("psnc")
         self.config = config or Config()
         self.errors: dict[str, int] = {}
+        self.origins: dict[str, PluginOrigin] = {}
+        self.failures: list[PluginFailure] = []
         self._logged: set[str] = set()
         self._observers: dict[str, tuple[_Observer, ...]] = {}
         self._lock = threading.Lock()
         self.add_hookspecs(hookspecs)
+        self._hook_arguments = {
+            name: tuple(caller.spec.argnames)
+            for name, caller in vars(self.hook).items()
+            if isinstance(caller, pluggy.HookCaller) and caller.spec is not None
+        }
 
     def load(self) -> None:
-        """Load the built-in plugins, the installed ones and those that the user names."""
+        """Load every plugin that the configuration asks for, and set it up.
+
+        Raises
+        ------
+        PluginError
+            If one cannot be loaded.
+        """
+        self.load_plugins()
+        self.require_plugins()
+        self.configure()
+
+    def load_plugins(self) -> None:
+        """Register the plugins; what fails is in :attr:`failures`."""
         for choice in self.config.plugins:
             if choice.startswith("no:"):
                 self.set_blocked(choice.removeprefix("no:"))
             else:
                 self.unblock(choice)
-        for name, module in BUILT_IN_PLUGINS.items():
-            if not self.is_blocked(name):
-                self.register(importlib.import_module(module), name=name)
-        self._load_entry_points()
-        for name in self.config.plugins:
-            if not name.startswith("no:") and not self.is_blocked(name):
-                self._load_module(name)
-        self._check_plugins()
-        self.call_contained("psnc_configure", config=self.config)
+        for origin in find_plugins(self.config, BUILT_IN_PLUGINS):
+            if self.is_blocked(LOCAL_NAME if origin.kind == "local" else origin.name):
+                continue
+            try:
+                self._load(origin)
+            except PluginError as error:
+                self.failures.append(PluginFailure(origin, str(error)))
+
+    def require_plugins(self) -> None:
+        """Raise :class:`PluginError` if a plugin could not be loaded."""
+        if self.failures:
+            first, *others = self.failures
+            more = f" ({len(others)} more: psnc plugins)" if others else ""
+            raise PluginError(f"{first.reason}{more}")
+
+    def plugin_options(self) -> list[PluginOption]:
+        """Return the options that the plugins declare, those of a plugin together.
+
+        Raises
+        ------
+        PluginError
+            If two plugins declare the same one, or one's declaration fails.
+        """
+        declared: dict[str, PluginOption] = {}
+        for origin, function in self.implementations("psnc_addoptions"):
+            parser = OptionParser(origin.name)
+            self.call_or_raise("psnc_addoptions", origin, function, parser)
+            for option in parser.options:
+                other = declared.setdefault(option.name, option)
+                if other is not option or option.name in SETTINGS:
+                    whose = "psnc" if other is option else f"plugin {other.plugin!r}"
+                    raise PluginError(
+                        f"plugin {origin.name!r} of {origin} declares the option {option.flag}, "
+                        f"which {whose} has already: rename it"
+                    )
+        return list(declared.values())
+
+    def configure(self, given: Mapping[str, Any] | None = None, **settings: Any) -> None:
+        """Finish the configuration, and let every plugin set itself up by it.
+
+        Parameters
+        ----------
+        given : mapping, optional
+            Values of the plugins' options from a command line.
+        **settings
+            Fields of the configuration that became known since the plugins were loaded.
+        """
+        config = evolve(self.config, **settings)
+        if config.options is None:
+            options = resolve_options(self.plugin_options(), config, given or {})
+            config = evolve(config, options=options)
+        self.config = config
+        self.call_contained("psnc_configure", config=config)
 
     def close(self) -> None:
         """Let every plugin clean up."""
         self.call_contained("psnc_unconfigure", config=self.config)
 
-    def register(self, plugin: Any, name: str | None = None) -> str | None:
-        """Register a plugin; calls that follow see it."""
+    def register(
+        self, plugin: Any, name: str | None = None, origin: PluginOrigin | None = None
+    ) -> str | None:
+        """Register a plugin; calls that follow see it.
+
+        Raises
+        ------
+        PluginError
+            If its name is taken, or it implements what is no hook.
+        """
+        name = name or self.get_canonical_name(plugin)
+        origin = origin or PluginOrigin(name, "object", type(plugin).__qualname__)
+        if name in self.origins:
+            raise PluginError(_two_of_one_name(self.origins[name], origin))
+        check_hooks(plugin, origin, self._marked_functions(plugin), self._hook_arguments)
         try:
             registered = super().register(plugin, name)
-        except pluggy.PluginValidationError as error:
-            raise _refused(error) from error
+        except (pluggy.PluginValidationError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise PluginError(f"plugin {name!r} of {origin} is refused: {reason}") from error
+        if registered is not None:
+            self.origins[name] = origin
         self._observers = {}
         return registered
 
     def unregister(self, plugin: Any = None, name: str | None = None) -> Any:
         """Remove a plugin; calls that follow no longer see it."""
+        name = name or self.get_name(plugin)
         removed = super().unregister(plugin, name)
+        self.origins.pop(name or "", None)
         self._observers = {}
         return removed
 
@@ -175,11 +280,29 @@ class PluginManager(pluggy.PluginManager):
         for key, count in errors.items():
             self.errors[key] = self.errors.get(key, 0) + count
 
-    def backend_classes(self) -> dict[str, type[Any] | str]:
-        """Return every backend on offer by name; the last registered wins."""
-        offered: dict[str, type[Any] | str] = {}
-        for mapping in reversed(self.hook.psnc_backends()):
-            offered.update(mapping)
+    # --- what plugins offer -------------------------------------------------------------------
+
+    def offers(self, kind: OfferKind) -> dict[str, Offer]:
+        """Return what the plugins offer of a kind, by name; the last registered wins.
+
+        Raises
+        ------
+        PluginError
+            If a plugin's hook raises, or returns no mapping of names.
+        """
+        hook = f"psnc_{kind}s"
+        offered: dict[str, Offer] = {}
+        for origin, function in self.implementations(hook):
+            mapping = self.call_or_raise(hook, origin, function)
+            if mapping is None:
+                continue
+            if not isinstance(mapping, Mapping):
+                raise PluginError(
+                    f"plugin {origin.name!r} of {origin}: {hook} returned "
+                    f"{type(mapping).__qualname__}: return a mapping of names to classes"
+                )
+            for name, reference in mapping.items():
+                offered[name] = Offer(name, reference, origin)
         return offered
 
     def backend_class(self, name: str) -> type[Any]:
@@ -190,12 +313,48 @@ class PluginManager(pluggy.PluginManager):
         BackendError
             If there is none; names those there are.
         """
-        offered = self.backend_classes()
+        return self._offered_class("backend", name, BackendError)
+
+    def stage_class(self, kind: OfferKind, name: str) -> type[Any]:
+        """Return the source, filter or sink that goes by a name.
+
+        Raises
+        ------
+        StageError
+            If there is none; names those there are.
+        """
+        return self._offered_class(kind, name, StageError)
+
+    def _offered_class(self, kind: OfferKind, name: str, error: type[PsncError]) -> type[Any]:
+        offered = self.offers(kind)
         if name not in offered:
             known = ", ".join(sorted(offered)) or "none"
-            raise BackendError(f"unknown backend {name!r}: choose one of {known}")
-        backend = offered[name]
-        return backend if isinstance(backend, type) else load_object(backend)
+            raise error(f"unknown {kind} {name!r}: choose one of {known}")
+        return offered[name].load()
+
+    def implementations(self, hook: str) -> list[tuple[PluginOrigin, Callable[..., Any]]]:
+        """Return each implementation of a hook with its plugin, first registered first."""
+        caller: pluggy.HookCaller = getattr(self.hook, hook)
+        order = list(self.origins)
+        found = sorted(caller.get_hookimpls(), key=lambda each: order.index(each.plugin_name))
+        return [(self.origins[each.plugin_name], _by_keyword(each)) for each in found]
+
+    def call_or_raise(
+        self, hook: str, origin: PluginOrigin, function: Callable[..., Any], *values: Any
+    ) -> Any:
+        """Call what cannot be done without: a plugin's error ends the command."""
+        try:
+            return function(dict(zip(self._hook_arguments[hook], values, strict=True)))
+        except PsncError:
+            raise
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise PluginError(
+                f"plugin {origin.name!r} of {origin} raised in {hook} ({reason}): mend it, or run "
+                f"with -p no:{origin.name}"
+            ) from error
+
+    # --- calls --------------------------------------------------------------------------------
 
     def _observers_of(self, hook_name: str) -> tuple[_Observer, ...]:
         observers = self._observers.get(hook_name)
@@ -272,43 +431,53 @@ class PluginManager(pluggy.PluginManager):
                 exc_info=error,
             )
 
-    def _load_entry_points(self) -> None:
-        from importlib_metadata import entry_points
+    # --- loading ------------------------------------------------------------------------------
 
-        for entry_point in entry_points(group=ENTRY_POINT_GROUP):
-            if self.is_blocked(entry_point.name) or self.has_plugin(entry_point.name):
-                continue
-            distribution = entry_point.dist.name if entry_point.dist else "an unknown distribution"
-            try:
-                plugin = entry_point.load()
-            except Exception as error:
-                raise PluginError(
-                    f"plugin {entry_point.name!r} of {distribution} cannot be loaded from "
-                    f"{entry_point.value!r} ({type(error).__name__}: {error}): mend or uninstall "
-                    f"it, or run with -p no:{entry_point.name}"
-                ) from error
-            self.register(plugin, name=entry_point.name)
+    def _load(self, origin: PluginOrigin) -> None:
+        if origin.name in self.origins:
+            raise PluginError(_two_of_one_name(self.origins[origin.name], origin))
+        plugin = import_plugin(origin)
+        # A module named by -p may be an installed plugin's own, which is loaded already.
+        if not self.is_registered(plugin):
+            self.register(plugin, origin.name, origin)
 
-    def _load_module(self, name: str) -> None:
-        if self.has_plugin(name):
-            return
+    def _marked_functions(self, plugin: Any) -> list[tuple[str, Any, bool]]:
+        found = []
+        for name in dir(plugin):
+            options = self.parse_hookimpl_opts(plugin, name)
+            if options is not None:
+                hook = options.get("specname") or name
+                found.append((hook, getattr(plugin, name), bool(options.get("optionalhook"))))
+        return found
+
+
+@frozen
+class Offer:
+    """A stage or backend that a plugin offers by name."""
+
+    name: str
+    reference: type[Any] | str
+    origin: PluginOrigin
+
+    def load(self) -> type[Any]:
+        """Return the class, imported now if it was only named.
+
+        Raises
+        ------
+        PluginError
+            If it cannot be imported.
+        """
+        if not isinstance(self.reference, str):
+            return self.reference
         try:
-            module = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            raise PluginError(
-                f"-p {name}: no installed plugin has this name, and it cannot be imported as a "
-                f"module ({error})"
-            ) from error
+            loaded: type[Any] = load_object(self.reference)
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise PluginError(f"-p {name}: importing it raised {reason}") from error
-        self.register(module, name=name)
-
-    def _check_plugins(self) -> None:
-        try:
-            self.check_pending()
-        except pluggy.PluginValidationError as error:
-            raise _refused(error) from error
+            raise PluginError(
+                f"{self.name!r} of plugin {self.origin.name!r} of {self.origin} cannot be imported "
+                f"from {self.reference!r} ({reason}): install what it needs, or mend the plugin"
+            ) from error
+        return loaded
 
 
 def load_object(reference: str) -> Any:
@@ -317,9 +486,22 @@ def load_object(reference: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _refused(error: pluggy.PluginValidationError) -> PluginError:
-    reason = " ".join(str(error).split())
-    return PluginError(f"{reason} (psnc.hookspecs documents the hooks there are)")
+def _two_of_one_name(first: PluginOrigin, second: PluginOrigin) -> str:
+    name = second.name
+    if first.kind == "built-in":
+        return (
+            f"plugin {name!r} of {second} has the name of a built-in plugin: give the entry point "
+            f"another name; to replace the built-in, load it with -p no:{name}"
+        )
+    return (
+        f"two plugins are named {name!r}, of {first} and of {second}: rename one of the entry "
+        f"points, uninstall one, or keep both out with -p no:{name}"
+    )
+
+
+def _by_keyword(implementation: pluggy.HookImpl) -> Callable[[Mapping[str, Any]], Any]:
+    names = implementation.argnames
+    return lambda given: implementation.function(*map(given.__getitem__, names))
 
 
 def _generator_copy(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -345,20 +527,37 @@ def _renew_lock() -> None:
 os.register_at_fork(after_in_child=_renew_lock)
 
 
-def plugin_manager() -> PluginManager:
-    """Return this process's plugin manager, made on first use."""
+def plugin_manager(config: Config | None = None) -> PluginManager:
+    """Return this process's plugin manager, made on first use.
+
+    Parameters
+    ----------
+    config : Config, optional
+        What to make it from, if there is none yet: by default the settings of the environment
+        and the configuration file.
+    """
     with _active_lock:
-        return _active if _active is not None else activate(Config())
+        return _active if _active is not None else activate(config or default_config())
+
+
+def active_config() -> Config | None:
+    """Return the configuration of this process's plugin manager, ``None`` before there is one."""
+    return None if _active is None else _active.config
 
 
 def activate(config: Config) -> PluginManager:
     """Make and install this process's plugin manager from a configuration."""
-    global _active
     manager = PluginManager(config)
     manager.load()
+    return install(manager)
+
+
+def install(manager: PluginManager) -> PluginManager:
+    """Make a loaded plugin manager this process's own, in place of any other."""
+    global _active
     with _active_lock:
         previous, _active = _active, manager
-    if previous is not None:
+    if previous is not None and previous is not manager:
         previous.close()
     return manager
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import threading
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -15,10 +16,11 @@ import attrs
 
 from psnc.errors import IndexRangeError, PipelineError, StoreError, TrackingDisabledError
 from psnc.execution import chain, execute, execute_untracked
+from psnc.manager import active_config, plugin_manager
 from psnc.provenance import canonical_json, config_hash, pipeline_config
 from psnc.run import run_of
 from psnc.stages import Filter, Sink, Source, Stage, is_stateful, stage_name
-from psnc.store import CheckpointStore
+from psnc.store import CheckpointStore, shown_url
 
 if TYPE_CHECKING:
     from psnc.metrics import PipelineMetrics
@@ -27,6 +29,14 @@ __all__ = ["Pipeline"]
 
 T = TypeVar("T")
 Out = TypeVar("Out")
+
+
+def _as_source(source: Any) -> Source[Any]:
+    if isinstance(source, (Source, type, Stage)):
+        return source  # type: ignore[return-value]  # what is none is refused with the others
+    from psnc.sources import as_source
+
+    return as_source(source)  # type: ignore[no-any-return]
 
 
 def _as_tuple(filters: Iterable[Filter[Any, Any]]) -> tuple[Filter[Any, Any], ...]:
@@ -42,8 +52,14 @@ def _path_or_none(value: str | os.PathLike[str] | None) -> Path | None:
     return None if value is None else Path(value).expanduser()
 
 
-def _path_or_url(value: str | os.PathLike[str] | None) -> Path | str | None:
-    return value if isinstance(value, str) and "://" in value else _path_or_none(value)
+def _file_or_none(value: str | os.PathLike[str] | None) -> Path | None:
+    if value is not None and "://" in str(value):
+        raise PipelineError(f"db_file={shown_url(str(value))!r} is no path: give a URL as store=")
+    return _path_or_none(value)
+
+
+def _text_or_none(value: str | os.PathLike[str] | None) -> str | None:
+    return None if value is None else os.fspath(value)
 
 
 @attrs.frozen(slots=False, eq=False)
@@ -56,7 +72,8 @@ class Pipeline(Generic[T]):
     Attributes
     ----------
     source : Source
-        Where items come from.
+        Where items come from. A list, a dataset with ``__len__`` and ``__getitem__``, or text or a
+        path that names files becomes one; see :func:`psnc.as_source`.
     filters : tuple of Filter
         What happens to them on the way.
     sink : Sink, optional
@@ -67,9 +84,12 @@ class Pipeline(Generic[T]):
     db_dir : path, optional
         Directory of the database; by default ``$PSNC_CACHE_DIR``, else ``$XDG_CACHE_HOME/psnc``,
         else ``~/.cache/psnc``.
-    db_file : path or URL, optional
-        The database itself, whatever ``resume`` and ``db_dir`` say; a URL for another kind of
-        store, which a plugin opens.
+    db_file : path, optional
+        The database itself, whatever ``resume`` and ``db_dir`` say.
+    store : URL or path, optional
+        Another kind of store, which a plugin opens, such as ``postgresql://host/database``; a
+        path is a SQLite database, as in ``db_file``. By default ``$PSNC_STORE``, or the
+        configuration file's, for a pipeline with neither ``db_dir`` nor ``db_file``.
     track_metrics : bool
         Record anything at all.
     track_memory : bool or "python"
@@ -87,12 +107,13 @@ class Pipeline(Generic[T]):
     {2}
     """
 
-    source: Source[Any]
+    source: Source[Any] = attrs.field(converter=_as_source)
     filters: tuple[Filter[Any, Any], ...] = attrs.field(default=(), converter=_as_tuple)
     sink: Sink[T] | None = None
     resume: bool = False
     db_dir: Path | None = attrs.field(default=None, converter=_path_or_none)
-    db_file: Path | str | None = attrs.field(default=None, converter=_path_or_url)
+    db_file: Path | None = attrs.field(default=None, converter=_file_or_none)
+    store: str | None = attrs.field(default=None, converter=_text_or_none)
     track_metrics: bool = True
     track_memory: bool | Literal["python"] = True
     track_gpu: bool = True
@@ -103,7 +124,9 @@ class Pipeline(Generic[T]):
             _require_stage("filters", filter, Filter)
         if self.sink is not None:
             _require_stage("sink", self.sink, Sink)
+        _refuse_two_places(self)
         self.__dict__["_created_at"] = _unique_timestamp()
+        self.__dict__["instance_id"] = uuid.uuid4().hex
 
     # --- building -----------------------------------------------------------------------------
 
@@ -118,6 +141,35 @@ class Pipeline(Generic[T]):
         if self.sink is not None:
             raise PipelineError("this pipeline already has a sink: it can have only one")
         return attrs.evolve(self, sink=sink)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the pipeline to a file, as TOML, YAML or JSON by its suffix.
+
+        Raises
+        ------
+        ConfigurationError
+            If a stage or a parameter has no form in such a file; names all that have none.
+        PipelineError
+            If the file cannot be written, or its suffix is another.
+        """
+        from psnc.pipeline_file import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Pipeline[Any]:
+        """Read a pipeline from a file: one of the same hash as the pipeline that was saved.
+
+        It imports the modules that the file names, and calls the constructors of its stages.
+
+        Raises
+        ------
+        PipelineError
+            If anything is wrong with the file; names all that is.
+        """
+        from psnc.pipeline_file import load
+
+        return load(path)
 
     # --- running ------------------------------------------------------------------------------
 
@@ -223,19 +275,26 @@ class Pipeline(Generic[T]):
         run = self.__dict__.get("_run")
         return self if run is None else run.pipeline
 
-    @cached_property
+    @property
     def configured_db_path(self) -> Path:
         """Absolute path of the database that the pipeline's own fields name."""
-        if isinstance(self.db_file, str):
-            raise StoreError(f"{self.db_file} is no file: ask for store_url")
-        if self.db_file is not None:
-            return self.db_file.absolute()
-        return self._place_without_suffix().with_suffix(".db")
+        url = self.configured_store_url
+        if "://" in url:
+            raise StoreError(f"{shown_url(url)} is no file: ask for store_url")
+        return Path(url)
 
-    @property
+    @cached_property
     def configured_store_url(self) -> str:
         """The URL that the pipeline's own fields name; a path for SQLite."""
-        return self.db_file if isinstance(self.db_file, str) else str(self.configured_db_path)
+        url = self.store
+        if url is None and self.db_file is None and self.db_dir is None:
+            url = plugin_manager().config.store
+        if url is not None and "://" in url:
+            return url
+        file = self.db_file if url is None else Path(url).expanduser()
+        if file is not None:
+            return str(file.absolute())
+        return str(self._place_without_suffix().with_suffix(".db"))
 
     def _place_without_suffix(self) -> Path:
         distinction = "" if self.resume else f"_{self.__dict__['_created_at']}"
@@ -244,7 +303,7 @@ class Pipeline(Generic[T]):
 
     def artifact_path(self, order: int, filter: Stage, index: int) -> Path:
         """Path of the file to which a stateful filter flushes one index."""
-        is_url = isinstance(self.db_file, str)
+        is_url = "://" in self.configured_store_url
         place = self._place_without_suffix() if is_url else self.configured_db_path
         # The hash, since a database may hold several configurations.
         directory = place.with_suffix(".artifacts") / self.config_hash[:16]
@@ -255,10 +314,11 @@ class Pipeline(Generic[T]):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Carry hash and database path along, so that a copy records to the same place."""
+        """Carry along what a copy needs to record to the same place, with the same plugins."""
         if self.track_metrics and self.sink is not None:
             _ = self.configured_store_url, self.config_hash
-        return {key: value for key, value in self.__dict__.items() if key != "_run"}
+        state = {key: value for key, value in self.__dict__.items() if key != "_run"}
+        return {**state, "_plugin_config": active_config()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -305,7 +365,7 @@ class Pipeline(Generic[T]):
             "total_elapsed_s": round(counts.elapsed_s, 3),
             "workers": counts.workers,
             "config_hash": self.config_hash,
-            "db_path": self.store_url,
+            "db_path": shown_url(self.store_url),
         }
 
     @property
@@ -360,7 +420,7 @@ class Pipeline(Generic[T]):
         if store is None:
             raise TrackingDisabledError(
                 f"{asked} needs a checkpoint store, and no loaded plugin opened one for "
-                f"{self.store_url}"
+                f"{shown_url(self.store_url)}"
             )
         store.flush()
         return store
@@ -371,6 +431,11 @@ class Pipeline(Generic[T]):
                 f"{asked} needs a database, and this pipeline keeps none: construct it with "
                 "track_metrics=True"
             )
+
+
+def _refuse_two_places(pipeline: Pipeline[Any]) -> None:
+    if pipeline.store is not None and pipeline.db_file is not None:
+        raise PipelineError("store and db_file both say where to record: give one of them")
 
 
 def _require_stage(field: str, value: Any, kind: type[Stage]) -> None:

@@ -19,7 +19,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -42,15 +42,57 @@ from psnc.stages import (
     stage_name,
 )
 
-__all__ = ["canonical_json", "config_hash", "pipeline_config", "qualified_name", "text_values"]
+__all__ = [
+    "Content",
+    "Name",
+    "canonical_json",
+    "config_hash",
+    "pipeline_config",
+    "qualified_name",
+    "text_values",
+]
 
 FORMAT = 1
+
+_NAME = "$name"
+
+# Of a long value the text itself is kept out of the database.
+_LONG = 1000
 
 _METHODS = (types.MethodType, types.BuiltinMethodType, types.MethodWrapperType)
 
 
+@attrs.frozen
+class Content:
+    """The items of a sequence, as a stage's ``psnc_config()`` may describe them.
+
+    Many of them enter a configuration by their number, their ends and a digest of them all.
+
+    Attributes
+    ----------
+    items : Any
+        The sequence.
+    advice : str
+        What to do if it has no canonical form.
+    """
+
+    items: Any
+    advice: str
+
+
+@attrs.frozen
+class Name:
+    """Text that names something and is no path, even if there is a file of that name."""
+
+    text: str
+
+
 class _NoCanonicalFormError(Exception):
     """Carries the reason up to where the stage and the parameter are known."""
+
+    advice = (
+        "Pass plain values, or give the value's class a method psnc_config() that returns them."
+    )
 
 
 def pipeline_config(
@@ -94,12 +136,12 @@ def qualified_name(thing: Any) -> str:
 
 
 def text_values(config: Any) -> Iterator[str]:
-    """Yield every text value in a configuration's parameters."""
+    """Yield every text value in a configuration's parameters that may be a path."""
     if isinstance(config, str):
         yield config
     elif isinstance(config, dict):
         for key, value in config.items():
-            if key != "class":
+            if key not in ("class", _NAME):
                 yield from text_values(value)
     elif isinstance(config, list):
         for value in config:
@@ -116,19 +158,48 @@ def _main_module_name() -> str:
 
 
 def _stage_config(stage: Stage) -> dict[str, Any]:
+    config = {"class": qualified_name(type(stage)), "params": _params_config(stage)}
+    # Of the class, since an author may well call an attribute or a field of the stage so.
+    identity = getattr(type(stage), "identity", None)
+    value = identity(stage) if callable(identity) else None
+    if value is None:
+        return config
+    try:
+        return {**config, "identity": _canonical(value)}
+    except _NoCanonicalFormError as error:
+        raise ConfigurationError(
+            f"{stage_name(stage)}.identity(): {error}, so the pipeline has no stable hash. "
+            "Return plain values."
+        ) from None
+
+
+def _params_config(stage: Stage) -> dict[str, Any]:
     secret = secret_arguments(stage)
     params = {}
-    for name, value in constructor_arguments(stage).items():
+    for name, value in _described_arguments(stage).items():
         try:
             canonical = _canonical(value)
         except _NoCanonicalFormError as error:
             raise ConfigurationError(
                 f"{stage_name(stage)}({name}=…): {error}, so the pipeline has no stable hash. "
-                "Pass plain values, or give the value's class a method "
-                "psnc_config() that returns them."
+                f"{error.advice}"
             ) from None
         params[name] = {"$secret": _digest_of_json(canonical)} if name in secret else canonical
-    return {"class": qualified_name(type(stage)), "params": params}
+    return params
+
+
+def _described_arguments(stage: Stage) -> Mapping[str, Any]:
+    """Return the constructor's arguments, or the values that the stage says stand for them."""
+    own = getattr(type(stage), "psnc_config", None)
+    if not callable(own):
+        return constructor_arguments(stage)
+    arguments = own(stage)
+    if not isinstance(arguments, Mapping):
+        raise ConfigurationError(
+            f"{stage_name(stage)}.psnc_config() returned {type(arguments).__qualname__}: return a "
+            "mapping of the constructor's parameters to values"
+        )
+    return arguments
 
 
 def _canonical(value: Any) -> Any:
@@ -138,6 +209,10 @@ def _canonical(value: Any) -> Any:
         return {"$enum": [qualified_name(type(value)), value.name]}
     if isinstance(value, Stage):
         return {"$stage": _stage_config(value)}
+    if isinstance(value, Content):
+        return _from_content(value)
+    if isinstance(value, Name):
+        return {_NAME: value.text}
     for convert in (_from_own_method, _from_number, _from_text, _from_container, _from_array):
         canonical = convert(value)
         if canonical is not None:
@@ -202,6 +277,19 @@ def _from_container(value: Any) -> Any:
     if isinstance(value, (range, slice)):
         return {f"${type(value).__name__}": [value.start, value.stop, value.step]}
     return None
+
+
+def _from_content(content: Content) -> Any:
+    try:
+        canonical = _canonical(content.items)
+    except _NoCanonicalFormError as error:
+        error.advice = content.advice
+        raise
+    if not isinstance(canonical, list) or len(canonical) <= _LONG:
+        return canonical
+    # The ends tell a reader what it is of, and whether it is of relative paths.
+    ends = [canonical[0], canonical[-1]]
+    return {"$content": [len(canonical), ends, _digest_of_json(canonical)]}
 
 
 def _from_array(value: Any) -> Any:

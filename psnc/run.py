@@ -13,7 +13,7 @@ from psnc.errors import StoreError
 from psnc.manager import PluginManager, plugin_manager
 from psnc.provenance import text_values
 from psnc.records import WorkerInfo, utc_timestamp
-from psnc.store import CheckpointStore, open_store
+from psnc.store import CheckpointStore, open_store, shown_url
 
 if TYPE_CHECKING:
     from psnc.pipeline import Pipeline
@@ -89,7 +89,9 @@ class Run:
         store = open_store(url, self, create=create)
         if store is None:
             if "://" in url:
-                raise StoreError(f"no loaded plugin opens {url!r}: load one with -p NAME")
+                raise StoreError(
+                    f"no loaded plugin opens {shown_url(url)!r}: load one with -p NAME"
+                )
             return
         try:
             self._refuse_other_directory(store)
@@ -148,8 +150,9 @@ class Run:
                 os.path.exists(os.path.join(each, text))
                 for each in (self.run_dir, recorded[0].run_dir)
             ):
+                place = shown_url(self.pipeline.configured_store_url)
                 raise StoreError(
-                    f"{self.pipeline.configured_store_url} was recorded in {recorded[0].run_dir}, "
+                    f"{place} was recorded in {recorded[0].run_dir}, "
                     f"where the relative path {text!r} is another than in {self.run_dir}: run from "
                     "there, give absolute paths, or choose another db_dir"
                 )
@@ -178,7 +181,9 @@ def run_of(pipeline: Pipeline[Any]) -> Run:
     with _begin_lock:
         run = pipeline.__dict__.get("_run")
         if run is None or run.pid != os.getpid():
-            run = Run(pipeline, plugin_manager())
+            # A copy that came to somebody else's worker brings its plugins along.
+            config = pipeline.__dict__.get("_plugin_config")
+            run = Run(pipeline, plugin_manager(config))
             run.open_store(create=True)
             adopt(run)
     return run

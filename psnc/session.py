@@ -30,6 +30,7 @@ from psnc.partition import partition
 from psnc.pipeline import Pipeline
 from psnc.records import IndexRecord, RunSummary
 from psnc.run import Run, adopt
+from psnc.store import shown_url
 from psnc.worker import BatchResult, WorkerTask
 
 __all__ = ["Session", "run_pipeline"]
@@ -49,6 +50,7 @@ def run_pipeline(
     indices: Iterable[int] | None = None,
     resume: bool | None = None,
     db_dir: str | os.PathLike[str] | None = None,
+    store: str | None = None,
     on_error: Literal["continue", "raise"] = "continue",
     progress: bool | None = None,
     **backend_options: Any,
@@ -68,7 +70,7 @@ def run_pipeline(
         By default sequential for one job, and a process pool for more.
     indices : iterable of int, optional
         Which indices; by default all.
-    resume, db_dir : optional
+    resume, db_dir, store : optional
         In place of the pipeline's own. The pipeline's questions (``pipeline.summary()``, …) are
         then about the database of this run.
     on_error : {"continue", "raise"}
@@ -97,6 +99,7 @@ def run_pipeline(
         indices=indices,
         resume=resume,
         db_dir=db_dir,
+        store=store,
         on_error=on_error,
         progress=progress,
         backend_options=backend_options,
@@ -123,6 +126,7 @@ class Session:
         indices: Iterable[int] | None = None,
         resume: bool | None = None,
         db_dir: str | os.PathLike[str] | None = None,
+        store: str | None = None,
         on_error: Literal["continue", "raise"] = "continue",
         progress: bool | None = None,
         backend_options: dict[str, Any] | None = None,
@@ -140,7 +144,7 @@ class Session:
         self._backend = _make_backend(self.plugins, backend, n_jobs, backend_options or {})
         # Before anything is made: what is asked for may not exist.
         self._requested = _normalised(pipeline, indices)
-        self.run_state = _begin(pipeline, self.plugins, resume, db_dir)
+        self.run_state = _begin(pipeline, self.plugins, resume, db_dir, store)
         self.run_state.show_progress = progress
         self.pipeline = self.run_state.pipeline
         self._outputs: dict[int, list[str]] = {}
@@ -252,7 +256,7 @@ class Session:
             elapsed_s=perf_counter() - started,
             interrupted=interrupted,
             plugin_errors=self._new_plugin_errors(),
-            db_path=self.pipeline.store_url if run.store is not None else None,
+            db_path=shown_url(self.pipeline.store_url) if run.store is not None else None,
         )
         self.plugins.call_contained("psnc_run_done", run=run, summary=self.summary)
         if failure is not None and not isinstance(sys.exc_info()[1], StoreError):
@@ -472,13 +476,16 @@ def _begin(
     plugins: PluginManager,
     resume: bool | None,
     db_dir: str | os.PathLike[str] | None,
+    store: str | None,
 ) -> Run:
     """Open the run, and have the caller's pipeline object ask its questions of it."""
     overrides: dict[str, Any] = {}
     if resume is not None and resume != pipeline.resume:
         overrides["resume"] = resume
     if db_dir is not None:
-        overrides |= {"db_dir": db_dir, "db_file": None}
+        overrides |= {"db_dir": db_dir, "db_file": None, "store": None}
+    if store is not None:
+        overrides |= {"store": store, "db_file": None}
     chosen = attrs.evolve(pipeline, **overrides) if overrides else pipeline
     earlier: Run | None = pipeline.__dict__.get("_run")
     if earlier is not None and earlier.pid == os.getpid():

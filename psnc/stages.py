@@ -116,6 +116,15 @@ class Stage:
         """
         return _params_from_signature(cls)
 
+    def identity(self) -> Any:
+        """Return what besides the constructor's arguments decides what the stage yields.
+
+        It enters the pipeline's hash, so that a run is resumed only if it is still the same: which
+        files match a pattern, say. ``None`` if there is no such thing. Like an argument it must be
+        made of plain values, and it is written to the database as it is.
+        """
+        return None
+
 
 class Source(Stage, ABC, Generic[T]):
     """Data indexed by integers: index ``i`` yields any number of items.
@@ -285,7 +294,8 @@ def _params_from_signature(cls: type[Stage]) -> list[Param]:
 def _resolved(parameter: inspect.Parameter, cls: type[Stage]) -> Any:
     """Evaluate one annotation by itself: another may name what only type checkers import."""
     holder = SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
-    names = getattr(cls.__init__, "__globals__", {})
+    # A constructor made for a function has the annotations of that function's module.
+    names = getattr(inspect.unwrap(cls.__init__), "__globals__", {})
     try:
         return get_type_hints(holder, names, include_extras=True)[parameter.name]
     except (NameError, TypeError):

@@ -1,11 +1,12 @@
 """What a checkpoint store is: where every index of a run is recorded, and asked about.
 
 The store that comes with psnc is SQLite's; another is a class with these methods and a plugin
-that returns it from ``psnc_open_store``.
+that returns it from ``psnc_open_store``. ``psnc.testing.StoreSuite`` tests it.
 """
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,15 @@ from psnc.records import IndexRecord, WorkerInfo
 if TYPE_CHECKING:
     from psnc.run import Run
 
-__all__ = ["CheckpointStore", "Counts", "IndexRow", "RunRow", "StageTotal", "open_store"]
+__all__ = [
+    "CheckpointStore",
+    "Counts",
+    "IndexRow",
+    "RunRow",
+    "StageTotal",
+    "open_store",
+    "shown_url",
+]
 
 
 @frozen
@@ -90,7 +99,13 @@ class CheckpointStore(ABC):
 
     @abstractmethod
     def attach(self, run: Run) -> None:
-        """Find the run of this configuration, or begin to record one."""
+        """Find the run to record to, or begin one.
+
+        With ``run.pipeline.resume`` it is the latest run of the configuration
+        (``run.config_hash``). Otherwise it is the run of this very pipeline, known by
+        ``run.pipeline.instance_id``, which its copies in other processes share. A store whose
+        URL names one run only, as the path of a SQLite file does, has one run of a configuration.
+        """
 
     @abstractmethod
     def select(self, run_id: int) -> None:
@@ -208,3 +223,29 @@ def open_store(url: str, run: Run | None = None, *, create: bool = False) -> Che
     manager = run.plugins if run is not None else plugin_manager()
     store: CheckpointStore | None = manager.hook.psnc_open_store(url=url, run=run, create=create)
     return store
+
+
+def shown_url(url: str) -> str:
+    """Return a store's URL as it may be printed and recorded: without its password.
+
+    Examples
+    --------
+    >>> shown_url("postgresql://ada:secret@host/runs")
+    'postgresql://ada:***@host/runs'
+    >>> shown_url("runs/a.db")
+    'runs/a.db'
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    rest = _SECRET_PARAMETER.sub(r"\1***", rest)
+    # A password may hold what it should have had as %-escapes: so up to the last @.
+    login = _LOGIN.match(rest)
+    if login is None or _PORT.match(login["password"]):
+        return f"{scheme}://{rest}"
+    return f"{scheme}://{login['user']}:***@{rest[login.end() :]}"
+
+
+_LOGIN = re.compile(r"(?P<user>[^:/?#@]*):(?P<password>.*)@", re.DOTALL)
+_PORT = re.compile(r"\d*(,[^@]*)?[/?]")
+_SECRET_PARAMETER = re.compile(r"([?&][^=&]*(?:password|passwd|secret|token)[^=&]*=)[^&]*", re.I)

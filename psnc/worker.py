@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import threading
 from collections.abc import Sequence
 from time import perf_counter, perf_counter_ns
@@ -101,15 +102,18 @@ class WorkerTask:
                 f"({type(error).__name__}: {error}): open such things when they are first used, or "
                 "run with backend='thread_pool'"
             ) from error
-        return pickle.dumps((dict(os.environ), settings, pipeline_bytes))
+        return pickle.dumps((dict(os.environ), list(sys.path), settings, pipeline_bytes))
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
         """Set this process up as a worker: its plugins, its store, its copy of the pipeline."""
-        environment, (config, invocation_id, stop_on_error), pipeline_bytes = pickle.loads(content)
+        environment, path, settings, pipeline_bytes = pickle.loads(content)
+        config, invocation_id, stop_on_error = settings
         # A worker may descend from a server process that was started under another environment.
         os.environ.clear()
         os.environ.update(environment)
+        # Plugins and stages are imported by name, from wherever the driver finds them.
+        sys.path.extend(place for place in path if place not in sys.path)
         plugins = manager.activate(config)
         try:
             pipeline = cloudpickle.loads(pipeline_bytes)

@@ -64,6 +64,7 @@ def test_a_pipelines_fields_have_the_documented_defaults() -> None:
         "resume": False,
         "db_dir": None,
         "db_file": None,
+        "store": None,
         "track_metrics": True,
         "track_memory": True,
         "track_gpu": True,
@@ -122,7 +123,7 @@ def test_items_are_what_reaches_the_sink_and_nothing_is_recorded() -> None:
     ("fields", "message"),
     [
         ({"source": Numbers}, "source: Numbers is a class: construct it first"),
-        ({"source": [1, 2]}, "source: 'list' is no Source"),
+        ({"source": 7}, "source: 'int' is no Source"),
         ({"source": Discard()}, "source: 'Discard' is no Source"),
         ({"source": Numbers(1), "filters": [Double]}, "filters: Double is a class"),
         ({"source": Numbers(1), "filters": [len]}, "filters: .* is no Filter"),

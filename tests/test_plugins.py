@@ -757,7 +757,7 @@ def test_a_store_that_answers_to_a_scheme_is_recorded_to(
     offer = OffersMemoryStore()
     plugins.register(offer)
     stages = Numbers(4).filter(FailOn([2]))
-    pipeline = Pipeline(stages.source, stages.filters, Discard(), db_file="memory://run-7")
+    pipeline = Pipeline(stages.source, stages.filters, Discard(), store="memory://run-7")
     results = run_pipeline(pipeline, jobs(backend), backend)
     assert results == [EXPECTED[0], EXPECTED[1], [], EXPECTED[3]]
     (store,) = offer.opened
@@ -795,7 +795,7 @@ def test_a_store_that_workers_cannot_reach_is_written_by_the_driver(
 
 
 def test_an_unknown_scheme_is_refused(tmp_path: Path) -> None:
-    pipeline = Pipeline(Numbers(2), sink=Discard(), db_file="nowhere://at-all")
+    pipeline = Pipeline(Numbers(2), sink=Discard(), store="nowhere://at-all")
     with pytest.raises(StoreError, match="nowhere://at-all") as refused:
         run_pipeline(pipeline)
     assert "\n" not in str(refused.value)

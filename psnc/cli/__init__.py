@@ -4,39 +4,83 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 import click
 
+from psnc.cli.options import group_plugins, load_manager, plugin_commands, plugin_option
 from psnc.errors import PsncError
+
+if TYPE_CHECKING:
+    from psnc.manager import PluginManager
 
 __all__ = ["main"]
 
 _COMMANDS = {
-    "run": "psnc.cli.run:run",
-    "status": "psnc.cli.database:status",
-    "errors": "psnc.cli.database:errors",
-    "reset": "psnc.cli.database:reset",
+    "run": ("psnc.cli.run", "Run a pipeline."),
+    "status": ("psnc.cli.database", "Say how far the runs in a database are."),
+    "errors": ("psnc.cli.database", "List the indices that failed, and why."),
+    "reset": ("psnc.cli.database", "Forget what is recorded, so that it runs again."),
+    "stages": ("psnc.cli.stages", "List sources, filters and sinks."),
+    "backends": ("psnc.cli.stages", "List the ways to run indices."),
+    "plugins": ("psnc.cli.plugins", "List the plugins, and what failed to load."),
+    "hooks": ("psnc.cli.plugins", "List the hooks that a plugin can implement."),
+    "new": ("psnc.cli.new", "Write a new plugin to begin with."),
 }
 
 
-class _LazyGroup(click.Group):
-    """A group that imports a command's module when the command is asked for."""
+class _Group(click.Group):
+    """Imports a command's module when it is asked for, and takes commands from plugins."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        from psnc.manager import load_object
+        if cmd_name in _COMMANDS:
+            command: click.Command = getattr(import_module(_COMMANDS[cmd_name][0]), cmd_name)
+            return command
+        manager = load_manager(group_plugins(ctx))
+        _, added = plugin_commands(manager, _COMMANDS).get(cmd_name, ("", None))
+        if added is not None:
+            self._make_ready(manager)
+        return added
 
-        reference = _COMMANDS.get(cmd_name)
-        command: click.Command | None = load_object(reference) if reference else None
-        return command
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+        try:
+            manager = load_manager(group_plugins(ctx), strict=False)
+            added = plugin_commands(manager, _COMMANDS)
+        except PsncError as error:
+            formatter.write_paragraph()
+            formatter.write_text(f"No commands of plugins: {error}")
+            return
+        for plugin in dict.fromkeys(plugin for plugin, _ in added.values()):
+            with formatter.section(f"Commands of the plugin {plugin}"):
+                formatter.write_dl(
+                    [
+                        (name, command.get_short_help_str(limit=formatter.width))
+                        for name, (owner, command) in added.items()
+                        if owner == plugin
+                    ]
+                )
+        if manager.failures:
+            formatter.write_paragraph()
+            formatter.write_text("Some plugins could not be loaded: psnc plugins says why.")
+
+    @staticmethod
+    def _make_ready(manager: PluginManager) -> None:
+        from psnc.manager import install
+
+        manager.configure()
+        install(manager)
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="psnc")
-def cli() -> None:
+@plugin_option
+def cli(plugins: tuple[str, ...]) -> None:
     """Run pipelines over indexed datasets, and look at what was recorded of them.
 
     \b
@@ -68,10 +112,16 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(141)
     except PsncError as error:
         if "--debug" in given:
-            traceback.print_exc()
+            _print_traceback()
         else:
             click.echo(f"psnc: {error}", err=True)
         sys.exit(error.exit_code)
     except Exception:
-        traceback.print_exc()
+        _print_traceback()
         sys.exit(70)
+
+
+def _print_traceback() -> None:
+    import traceback
+
+    traceback.print_exc()

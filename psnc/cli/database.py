@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from psnc.cli.options import debug_option
+from psnc.cli.options import debug_option, with_plugins
 from psnc.errors import IndexRangeError, PipelineError, StoreError
-from psnc.store import CheckpointStore, RunRow, open_store
+from psnc.store import CheckpointStore, RunRow, open_store, shown_url
 
 __all__ = ["errors", "reset", "status"]
 
@@ -23,6 +23,7 @@ _run_option = click.option("--run", "run_id", type=int, help="Which run, where t
 @click.command()
 @_database
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@with_plugins
 @debug_option
 def status(database: str, as_json: bool) -> None:
     """Say how far the runs in a database are."""
@@ -45,6 +46,7 @@ def status(database: str, as_json: bool) -> None:
 @_run_option
 @click.option("--index", type=int, help="Only this index.")
 @click.option("--traceback", is_flag=True, help="Show where each failed.")
+@with_plugins
 @debug_option
 def errors(database: str, run_id: int | None, index: int | None, traceback: bool) -> None:
     """List the indices that failed, and why."""
@@ -66,6 +68,7 @@ def errors(database: str, run_id: int | None, index: int | None, traceback: bool
 @_run_option
 @click.option("--index", "indices", type=int, multiple=True, help="Only this index; repeatable.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@with_plugins
 @debug_option
 def reset(database: str, run_id: int | None, indices: tuple[int, ...], yes: bool) -> None:
     """Forget what is recorded, so that it runs again. Output files are left alone."""
@@ -85,7 +88,7 @@ def reset(database: str, run_id: int | None, indices: tuple[int, ...], yes: bool
         if not yes:
             if sys.stdin is None or not sys.stdin.isatty():
                 raise click.UsageError("without a terminal to ask on, give --yes to forget records")
-            click.confirm(f"Forget {what} of {database}?", abort=True)
+            click.confirm(f"Forget {what} of {shown_url(database)}?", abort=True)
         for index in indices:
             store.reset_index(index)
         if not indices:
@@ -97,7 +100,7 @@ def reset(database: str, run_id: int | None, indices: tuple[int, ...], yes: bool
 def _opened(database: str) -> Iterator[CheckpointStore]:
     store = open_store(database)
     if store is None:
-        raise StoreError(f"no loaded plugin opens {database!r}: check the path or URL")
+        raise StoreError(f"no loaded plugin opens {shown_url(database)!r}: check the path or URL")
     try:
         yield store
     finally:
@@ -110,7 +113,7 @@ def _select(store: CheckpointStore, run_id: int | None, database: str) -> RunRow
         (run_id,) = runs
     if run_id not in runs:
         known = ", ".join(map(str, runs)) or "none"
-        raise PipelineError(f"{database}: choose a run with --run: {known}")
+        raise PipelineError(f"{shown_url(database)}: choose a run with --run: {known}")
     store.select(run_id)
     return runs[run_id]
 

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 import attrs
 import click
 
-from psnc.cli.options import debug_option
-from psnc.config import Config
-from psnc.errors import IndexRangeError, PipelineError
+from psnc.cli.options import (
+    debug_option,
+    group_plugins,
+    load_manager,
+    pipeline_directories,
+    plugin_choices,
+    plugin_option,
+)
+from psnc.errors import IndexRangeError, PipelineError, PluginError
 from psnc.loading import load_pipeline
-from psnc.manager import activate
+from psnc.manager import PluginManager, install
+from psnc.options import PluginOption
 from psnc.pipeline import Pipeline
 from psnc.records import RunSummary
 from psnc.session import Session
+from psnc.store import open_store, shown_url
 
 __all__ = ["run"]
 
@@ -47,8 +57,76 @@ class IndexRanges(click.ParamType):  # type: ignore[type-arg]  # generic only fo
         return ranges
 
 
-@click.command()
-@click.argument("target", metavar="MODULE:NAME|FILE.py:NAME")
+class _RunCommand(click.Command):
+    """``psnc run``, with the options of the plugins that its own arguments ask for."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.plugin_of_flag: dict[str, str] = {}
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: click.Context | None = None,
+        **extra: Any,
+    ) -> click.Context:
+        own = click.Command.get_params(self, click.Context(self))
+        before = group_plugins(parent) if parent is not None else ()
+        manager = load_manager((*before, *plugin_choices(args)), pipeline_directories(args))
+        options = manager.plugin_options()
+        _refuse_taken_flags(options, own)
+        # A command of this very call: another call may have other plugins.
+        command = copy.copy(self)
+        command.params = [*self.params, *map(_as_click_option, options)]
+        command.plugin_of_flag = {option.flag: option.plugin for option in options}
+        return click.Command.make_context(
+            command, info_name, list(args), parent, obj=manager, **extra
+        )
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write psnc's own options, then each plugin's under its name."""
+        by_section: dict[str, list[tuple[str, str]]] = {"Options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                plugin = self.plugin_of_flag.get(parameter.opts[0])
+                heading = f"Options of the plugin {plugin}" if plugin else "Options"
+                by_section.setdefault(heading, []).append(record)
+        for heading, records in by_section.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def _refuse_taken_flags(options: list[PluginOption], own: list[click.Parameter]) -> None:
+    taken = {flag for parameter in own for flag in parameter.opts}
+    for option in options:
+        if option.flag in taken:
+            raise PluginError(
+                f"plugin {option.plugin!r} declares the option {option.flag}, which psnc run has "
+                f"already: rename it, or run with -p no:{option.plugin}"
+            )
+
+
+def _as_click_option(option: PluginOption) -> click.Option:
+    kinds: dict[type, Any] = {Path: click.Path(path_type=Path)}
+    is_flag = option.type is bool
+    return click.Option(
+        [option.flag, f"plugin_option_{option.name}"],
+        type=click.Choice(option.choices)
+        if option.choices
+        else kinds.get(option.type, option.type),
+        is_flag=is_flag,
+        # Not given is neither the default nor false: the configuration file is asked then.
+        default=None,
+        multiple=option.multiple,
+        help=option.help,
+        metavar=None if is_flag or option.choices else option.type.__name__.upper(),
+    )
+
+
+@click.command(cls=_RunCommand)
+@click.argument("target", metavar="MODULE:NAME|FILE.py:NAME|FILE.toml")
 @click.option("-j", "--jobs", default=1, metavar="N", help="Workers; -1 for one a CPU.")
 @click.option("--backend", metavar="NAME", help="How to run them: process_pool for several jobs.")
 @click.option("--resume", is_flag=True, help="Skip what this configuration's database holds.")
@@ -56,41 +134,52 @@ class IndexRanges(click.ParamType):  # type: ignore[type-arg]  # generic only fo
 @click.option(
     "--db-file", type=click.Path(dir_okay=False), help="Record to, and resume from, this."
 )
+@click.option("--store", metavar="URL", help="Record to this store, such as postgresql://host/db.")
 @click.option("--indices", type=IndexRanges(), help="Only these, such as 0-99,200.")
 @click.option("--retry-failed", is_flag=True, help="Only what failed before; implies --resume.")
-@click.option("-p", "plugins", multiple=True, metavar="NAME", help="Load a plugin; no:NAME, don't.")
+@plugin_option
 @click.option("--strict-plugins", is_flag=True, help="Fail the run if a plugin's hook raises.")
 @click.option("--no-progress", is_flag=True, help="Show no progress.")
 @click.option(
     "--log-level",
     type=click.Choice(_LEVELS, case_sensitive=False),
-    default="INFO",
-    show_default=True,
-    help="Lowest level of log entry to record.",
+    help="Lowest level of log entry to record.  [default: INFO]",
 )
 @debug_option
+@click.pass_obj
 def run(
+    manager: PluginManager,
+    /,
     target: str,
     jobs: int,
     backend: str | None,
     resume: bool,
     db_dir: str | None,
     db_file: str | None,
+    store: str | None,
     indices: list[range] | None,
     retry_failed: bool,
     plugins: tuple[str, ...],
     strict_plugins: bool,
     no_progress: bool,
-    log_level: str,
+    log_level: str | None,
+    **plugin_options: Any,
 ) -> None:
     """Run a pipeline: a module's or a file's, or what a function there returns."""
-    level = logging.getLevelNamesMapping()[log_level.upper()]
-    activate(Config(plugins=plugins, strict_plugins=strict_plugins, log_level=level))
-    if db_dir is not None and db_file is not None:
-        raise click.UsageError("--db-dir and --db-file: give one of them")
+    settings: dict[str, Any] = {}
+    if log_level is not None:
+        settings["log_level"] = logging.getLevelNamesMapping()[log_level.upper()]
+    if strict_plugins:
+        settings["strict_plugins"] = True
+    given = {name.removeprefix("plugin_option_"): value for name, value in plugin_options.items()}
+    manager.configure({name: value for name, value in given.items() if value != ()}, **settings)
+    install(manager)
+    _refuse_several_places(db_dir=db_dir, db_file=db_file, store=store)
     pipeline = load_pipeline(target)
     if db_file is not None:
-        pipeline = attrs.evolve(pipeline, db_file=db_file)
+        pipeline = attrs.evolve(pipeline, db_file=db_file, store=None)
+    if store is not None:
+        pipeline = attrs.evolve(pipeline, store=store, db_file=None)
     chosen = None if indices is None else _expanded(indices, len(pipeline))
     if retry_failed:
         pipeline, chosen = _only_failed(pipeline, db_dir, chosen)
@@ -112,6 +201,12 @@ def run(
     sys.exit(1 if summary.failed else 0)
 
 
+def _refuse_several_places(**places: str | None) -> None:
+    given = [f"--{name.replace('_', '-')}" for name, value in places.items() if value is not None]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)}: give one of them")
+
+
 def _expanded(ranges: list[range], total: int) -> list[int]:
     for each in ranges:
         # Before it is written out, which may take all memory.
@@ -127,9 +222,9 @@ def _only_failed(
 ) -> tuple[Pipeline[Any], list[int]]:
     overrides: dict[str, Any] = {"resume": True}
     if db_dir is not None:
-        overrides |= {"db_dir": db_dir, "db_file": None}
+        overrides |= {"db_dir": db_dir, "db_file": None, "store": None}
     pipeline = attrs.evolve(pipeline, **overrides)
-    if not pipeline.track_metrics or not pipeline.db_path.exists():
+    if not pipeline.track_metrics or not _is_recorded(pipeline):
         raise PipelineError(
             f"--retry-failed: nothing is recorded of this pipeline at {_place(pipeline)}: run it "
             "with --resume first, or name its database with --db-file"
@@ -141,7 +236,20 @@ def _only_failed(
 
 
 def _place(pipeline: Pipeline[Any]) -> str:
-    return str(pipeline.db_path) if pipeline.track_metrics else "any place"
+    return shown_url(pipeline.store_url) if pipeline.track_metrics else "any place"
+
+
+def _is_recorded(pipeline: Pipeline[Any]) -> bool:
+    url = pipeline.configured_store_url
+    if "://" not in url:
+        return Path(url).exists()
+    store = open_store(url)
+    if store is None:
+        return False
+    try:
+        return any(row.config_hash == pipeline.config_hash for row in store.runs())
+    finally:
+        store.close()
 
 
 def _say_done(summary: RunSummary) -> None:
@@ -174,10 +282,12 @@ def _say_interrupted(session: Session) -> None:
 
 def _resume_command(session: Session, db_path: str) -> str:
     """Return the command that was given, made to go on in the same database."""
-    arguments = ["psnc", *sys.argv[1:]]
-    if not session.pipeline.resume and session.pipeline.db_file is None:
-        arguments += ["--db-file", db_path]
-    return shlex.join(arguments)
+    arguments = ["psnc", *map(shown_url, sys.argv[1:])]
+    if session.pipeline.resume or session.pipeline.db_file is not None:
+        return shlex.join(arguments)
+    if "://" in session.pipeline.configured_store_url:
+        return shlex.join([*arguments, "--resume"])
+    return shlex.join([*arguments, "--db-file", db_path])
 
 
 def _first_line(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from psnc.hookspecs import hookimpl
+from psnc import hookimpl
 
 
 @hookimpl

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from psnc.builtin.checkpoint.store import SQLiteStore
-from psnc.config import Config
-from psnc.execution import IndexContext
-from psnc.hookspecs import hookimpl
-from psnc.records import IndexRecord
-from psnc.run import Run
-from psnc.store import CheckpointStore
+from psnc import hookimpl
+
+if TYPE_CHECKING:
+    from psnc import CheckpointStore, IndexContext, IndexRecord, Run
 
 
 @hookimpl(trylast=True)
@@ -23,6 +21,9 @@ def psnc_open_store(url: str, run: Run | None, create: bool) -> CheckpointStore 
     """Open the SQLite database at a path."""
     if "://" in url:
         return None
+    from psnc import Config
+    from psnc.builtin.checkpoint.store import SQLiteStore
+
     config = run.plugins.config if run is not None else Config()
     return SQLiteStore(Path(url), create=create, config=config)
 
