@@ -241,8 +241,13 @@ class PluginManager(pluggy.PluginManager):
             Once every plugin has been called: what cannot be recorded must be said.
         """
         results: list[Any] = []
+        observers = self._observers.get(hook_name)
+        if observers is None:
+            observers = self._observers_of(hook_name)
+        if not observers:
+            return results
         unrecorded: StoreError | None = None
-        for observer in self._observers.get(hook_name) or self._observers_of(hook_name):
+        for observer in observers:
             try:
                 result = observer(arguments)
                 if result is None:

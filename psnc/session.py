@@ -39,6 +39,10 @@ __all__ = ["Session", "run_pipeline"]
 # is interrupted waits no longer than this for them.
 _BATCH_S = 0.1
 
+# A signal that arrives just before the driver falls asleep does not wake it: Python would answer it
+# only when the next batch ends.
+_ANSWER_SIGNALS_S = 0.5
+
 # Batches in flight for each worker: one that runs and one that waits, so that none sits idle.
 _BATCHES_PER_WORKER = 2
 
@@ -319,7 +323,7 @@ class _Dispatcher:
         """Yield results as they come."""
         self._dispatch()
         while self._running:
-            done, _ = wait(self._running, return_when=FIRST_COMPLETED)
+            done, _ = wait(self._running, _ANSWER_SIGNALS_S, return_when=FIRST_COMPLETED)
             for future in done:
                 yield self._outcome(future, self._running.pop(future))
                 self._dispatch()

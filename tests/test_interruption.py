@@ -80,6 +80,31 @@ def test_ctrl_c_lets_running_indices_end_and_starts_no_others(
     assert set(read_journal(tmp_path / "journal")) == expected
 
 
+SIGNAL_IN_ANOTHER_THREAD = """
+import signal, threading
+from stages_for_tests import wait_until
+
+def interrupt():
+    wait_until(lambda: len(list(Path.cwd().glob("reached-*"))) == 2)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+threading.Thread(target=interrupt).start()
+"""
+
+
+def test_an_interrupt_that_does_not_wake_the_driver_is_answered_while_indices_run(
+    start: Start, tmp_path: Path, query: Callable[..., Any]
+) -> None:
+    imports, rest = SCRIPT.split("\nclass Slow", 1)
+    driver = start(f"{imports}\n{SIGNAL_IN_ANOTHER_THREAD}\nclass Slow{rest}", "process_pool", 0)
+    assert driver.process.stderr is not None
+    assert driver.process.stderr.readline() == "\n"
+    assert "Ctrl-C again" in driver.process.stderr.readline()
+    (tmp_path / "go").touch()
+    assert driver.finish()[1] == "interrupted\n"
+    assert _recorded(only_database(tmp_path / "db"), query) == dict.fromkeys([0, 1], "completed")
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_interrupted_run_leaves_idle_workers_and_resumes(
     backend: str, start: Start, tmp_path: Path, query: Callable[..., Any]
