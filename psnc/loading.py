@@ -14,7 +14,7 @@ from typing import Any
 
 from psnc.errors import PipelineError, PsncError
 from psnc.pipeline import Pipeline
-from psnc.plain_text import SUFFIXES
+from psnc.pipeline_files.plain_text import SUFFIXES
 
 __all__ = ["load_module", "load_pipeline"]
 

@@ -32,8 +32,8 @@ Out = TypeVar("Out")
 
 
 def _as_source(source: Any) -> Source[Any]:
-    if isinstance(source, (Source, type, Stage)):
-        return source  # type: ignore[return-value]  # what is none is refused with the others
+    if isinstance(source, Stage):
+        return source  # type: ignore[return-value]  # one of another kind is refused below
     from psnc.sources import as_source
 
     return as_source(source)  # type: ignore[no-any-return]
@@ -152,7 +152,7 @@ class Pipeline(Generic[T]):
         PipelineError
             If the file cannot be written, or its suffix is another.
         """
-        from psnc.pipeline_file import save
+        from psnc.pipeline_files.file import save
 
         save(self, path)
 
@@ -167,7 +167,7 @@ class Pipeline(Generic[T]):
         PipelineError
             If anything is wrong with the file; names all that is.
         """
-        from psnc.pipeline_file import load
+        from psnc.pipeline_files.file import load
 
         return load(path)
 

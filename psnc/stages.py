@@ -40,6 +40,7 @@ __all__ = [
     "Stage",
     "StatefulFilter",
     "constructor_arguments",
+    "constructor_signature",
     "is_stateful",
     "secret_arguments",
     "stage_name",
@@ -251,7 +252,7 @@ def constructor_arguments(stage: Stage) -> dict[str, Any]:
     ``*args`` come as a tuple under the parameter's name, ``**kwargs`` each under its own.
     """
     args, kwargs = stage.__dict__[_ARGUMENTS]
-    signature = _constructor_signature(type(stage))
+    signature = constructor_signature(type(stage))
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
     arguments = dict(bound.arguments)
@@ -264,7 +265,7 @@ def constructor_arguments(stage: Stage) -> dict[str, Any]:
 def secret_arguments(stage: Stage) -> set[str]:
     """Return the names of a stage's arguments whose values must not be written anywhere."""
     secret = {param.name for param in type(stage).params() if param.secret}
-    signature = _constructor_signature(type(stage))
+    signature = constructor_signature(type(stage))
     for parameter in signature.parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD and parameter.name in secret:
             named = set(signature.parameters)
@@ -272,7 +273,8 @@ def secret_arguments(stage: Stage) -> set[str]:
     return secret
 
 
-def _constructor_signature(cls: type) -> inspect.Signature:
+def constructor_signature(cls: type) -> inspect.Signature:
+    """Return the signature of a class's constructor, without ``self``."""
     constructor = cls.__init__  # type: ignore[misc]
     if constructor is object.__init__:
         return inspect.Signature()
@@ -281,7 +283,7 @@ def _constructor_signature(cls: type) -> inspect.Signature:
 
 def _params_from_signature(cls: type[Stage]) -> list[Param]:
     params = []
-    for parameter in _constructor_signature(cls).parameters.values():
+    for parameter in constructor_signature(cls).parameters.values():
         variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         annotation = _resolved(parameter, cls)
         default = parameter.default

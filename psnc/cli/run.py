@@ -71,7 +71,7 @@ class _RunCommand(click.Command):
         parent: click.Context | None = None,
         **extra: Any,
     ) -> click.Context:
-        own = click.Command.get_params(self, click.Context(self))
+        own = click.Command.get_params(self, click.Context(self, parent))
         before = group_plugins(parent) if parent is not None else ()
         manager = load_manager((*before, *plugin_choices(args)), pipeline_directories(args))
         options = manager.plugin_options()
