@@ -25,8 +25,10 @@ if TYPE_CHECKING:
         WorkerDiedError,
     )
     from psnc.execution import IndexContext
-    from psnc.functions import filter, sink
+    from psnc.functions import filter as filter
+    from psnc.functions import sink
     from psnc.hookspecs import hookimpl, hookspec
+    from psnc.loops import track
     from psnc.manager import PluginManager, activate, plugin_manager
     from psnc.metrics import PipelineMetrics
     from psnc.options import OptionParser
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
     from psnc.sources import FilesSource, SequenceSource, as_source
     from psnc.stages import Filter, Param, Sink, Source, StatefulFilter
     from psnc.store import CheckpointStore, Counts, IndexRow, RunRow, StageTotal
-    from psnc.track import track
     from psnc.worker import BatchResult, WorkerTask
 
 _HOMES = {
@@ -96,9 +97,10 @@ _HOMES = {
     "plugin_manager": "manager",
     "run_pipeline": "session",
     "sink": "functions",
-    "track": "track",
+    "track": "loops",
 }
 
+# Not `filter`: a star would hide Python's own.
 __all__ = [
     "ArtifactRecord",
     "Backend",
@@ -142,7 +144,6 @@ __all__ = [
     "WorkerTask",
     "activate",
     "as_source",
-    "filter",
     "hookimpl",
     "hookspec",
     "plugin_manager",
@@ -163,4 +164,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """List the public names, imported or not."""
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOMES})

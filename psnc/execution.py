@@ -14,7 +14,8 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from attrs import define, field
 
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
     from psnc.pipeline import Pipeline
     from psnc.run import Run
 
-__all__ = ["IndexContext", "chain", "execute", "execute_untracked"]
+__all__ = ["IndexContext", "OpenIndex", "chain", "earlier_record", "execute", "execute_untracked"]
+
+T = TypeVar("T")
 
 _ERROR_LEVEL = 40
 _OWN_FIGURES = frozenset({"peak_memory_bytes", "gpu_memory_bytes"})
@@ -75,9 +78,9 @@ def execute(run: Run, index: int) -> tuple[IndexRecord, Exception | None]:
         If the outcome cannot be recorded.
     """
     plugins = run.plugins
-    paths = plugins.first_result("psnc_index_lookup", run=run, index=index)
-    if paths is not None:
-        return IndexRecord(index, "completed", tuple(paths), cached=True, recorded=True), None
+    earlier = earlier_record(run, index)
+    if earlier is not None:
+        return earlier, None
     context = IndexContext(run, index, run.worker())
     try:
         plugins.call_contained("psnc_index_start", context=context)
@@ -87,6 +90,14 @@ def execute(run: Run, index: int) -> tuple[IndexRecord, Exception | None]:
         raise
     plugins.call_contained("psnc_index_done", context=context, record=record)
     return record, exception
+
+
+def earlier_record(run: Run, index: int) -> IndexRecord | None:
+    """Find the earlier result of an index that is not to run again."""
+    paths = run.plugins.first_result("psnc_index_lookup", run=run, index=index)
+    if paths is None:
+        return None
+    return IndexRecord(index, "completed", tuple(paths), cached=True, recorded=True)
 
 
 def execute_untracked(run: Run, index: int) -> list[str]:
@@ -153,12 +164,83 @@ class _StageClock:
             yield item
 
 
-def _measured(context: IndexContext) -> tuple[IndexRecord, Exception | None]:
-    run = context.run
-    pipeline = run.pipeline
+class OpenIndex:
+    """An index whose work is done by the code in a ``with`` block, not by a chain of stages.
+
+    What :meth:`fetch` calls counts as the pipeline's source, all else in the block as its sink. An
+    exception fails the index, and goes on. When ``KeyboardInterrupt``, ``GeneratorExit`` or the
+    like leave the block, nothing is recorded of it.
+
+    Parameters
+    ----------
+    run : Run
+        The run, of a pipeline without filters.
+    index : int
+        The index.
+
+    Attributes
+    ----------
+    record : IndexRecord or None
+        What is known of the index, once it has ended and is recorded.
+    """
+
+    def __init__(self, run: Run, index: int) -> None:
+        self.record: IndexRecord | None = None
+        self._context = IndexContext(run, index, run.worker())
+        self._source, self._sink = self._clocks = _clocks_of(run.pipeline)
+        self._withdrawn = False
+
+    def __enter__(self) -> Self:
+        try:
+            self._call("psnc_index_start")
+            self._call("psnc_stage_start", stage=self._source.stage)
+        except BaseException:
+            self._call("psnc_index_interrupted")
+            raise
+        self._started = perf_counter_ns()
+        return self
+
+    def fetch(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call the function that gets the item of this index."""
+        item: T = self._source.call(function, *arguments)
+        self._call("psnc_stage_start", stage=self._sink.stage)
+        return item
+
+    def withdraw(self) -> None:
+        """Have it that there is no such index after all."""
+        self._withdrawn = True
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if os.getpid() != self._context.run.pid:
+            # A child that was forked in the block leaves the index to its parent.
+            return
+        if self._withdrawn or not isinstance(error, (Exception, NoneType)):
+            self._call("psnc_index_interrupted")
+            return
+        self._sink.elapsed_ns = perf_counter_ns() - self._started
+        try:
+            if error is not None:
+                _log_failure(self._context, self._clocks, error)
+            record = _record_of(self._context, self._clocks, self._sink.elapsed_ns, error)
+        except BaseException:
+            self._call("psnc_index_interrupted")
+            raise
+        self._call("psnc_index_done", record=record)
+        self.record = record
+
+    def _call(self, hook_name: str, **arguments: Any) -> None:
+        self._context.run.plugins.call_contained(hook_name, context=self._context, **arguments)
+
+
+def _clocks_of(pipeline: Pipeline[Any]) -> list[_StageClock]:
     assert pipeline.sink is not None
     stages: list[Stage] = [pipeline.source, *pipeline.filters, pipeline.sink]
-    clocks = [_StageClock(order, stage) for order, stage in enumerate(stages)]
+    return [_StageClock(order, stage) for order, stage in enumerate(stages)]
+
+
+def _measured(context: IndexContext) -> tuple[IndexRecord, Exception | None]:
+    run = context.run
+    clocks = _clocks_of(run.pipeline)
     exception: Exception | None = None
     outputs: list[str] = []
     artifacts: list[ArtifactRecord] = []
@@ -166,7 +248,8 @@ def _measured(context: IndexContext) -> tuple[IndexRecord, Exception | None]:
     try:
         if not run.prepared:
             run.prepare()
-        for clock, own in zip(clocks[1:-1], _filters_of_one_index(pipeline), strict=True):
+        own_filters = _filters_of_one_index(run.pipeline)
+        for clock, own in zip(clocks[1:-1], own_filters, strict=True):
             clock.stage = own
         outputs = _timed_chain(context, clocks)
         artifacts = _flush_stateful(context, clocks)
@@ -175,21 +258,31 @@ def _measured(context: IndexContext) -> tuple[IndexRecord, Exception | None]:
         outputs, artifacts = [], []
         _log_failure(context, clocks, error)
     wall_time_ns = perf_counter_ns() - started
-    stage_records = _stage_records(context, clocks)
-    record = IndexRecord(
+    record = _record_of(context, clocks, wall_time_ns, exception, outputs, artifacts)
+    return record, exception
+
+
+def _record_of(
+    context: IndexContext,
+    clocks: list[_StageClock],
+    wall_time_ns: int,
+    exception: Exception | None,
+    outputs: Sequence[str] = (),
+    artifacts: Sequence[ArtifactRecord] = (),
+) -> IndexRecord:
+    return IndexRecord(
         index=context.index,
         status="completed" if exception is None else "error",
         output_paths=tuple(outputs),
         wall_time_ns=wall_time_ns,
         worker=context.worker,
         error=None if exception is None else error_text(exception),
-        stages=stage_records,
+        stages=_stage_records(context, clocks),
         artifacts=tuple(artifacts),
         measurements=_measurements(context),
         logs=tuple(context.logs),
-        recorded=run.store is not None,
+        recorded=context.run.store is not None,
     )
-    return record, exception
 
 
 def error_text(error: BaseException) -> str:

@@ -399,7 +399,8 @@ def psnc_index_done(context: IndexContext, record: IndexRecord) -> None:
 def psnc_index_interrupted(context: IndexContext) -> None:
     """Know that an index was cut short, which is no failure: nothing of it is recorded.
 
-    When: as ``KeyboardInterrupt`` or ``SystemExit`` ends it. It will run again.
+    When: as ``KeyboardInterrupt`` or ``SystemExit`` ends it, or a tracked loop is left in it. It
+        will run again.
     Process: worker.
     Result: none.
     Errors: contained.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import atexit
 import functools
 import importlib
+import itertools
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
 
 import pluggy
@@ -21,7 +22,6 @@ from psnc.config import Config
 from psnc.errors import BackendError, PluginError, PsncError, StageError, StoreError
 from psnc.options import OptionParser, PluginOption, resolve_options
 from psnc.plugin_loading import (
-    LOCAL_NAME,
     PluginFailure,
     PluginOrigin,
     check_hooks,
@@ -49,6 +49,7 @@ BUILT_IN_PLUGINS = {
     "logcapture": "psnc.builtin.logcapture",
     "progress": "psnc.builtin.progress",
     "backends": "psnc.builtin.backends",
+    "stages": "psnc.builtin.stages",
 }
 
 OfferKind = Literal["source", "filter", "sink", "backend"]
@@ -95,6 +96,7 @@ class PluginManager(pluggy.PluginManager):
         self._logged: set[str] = set()
         self._observers: dict[str, tuple[_Observer, ...]] = {}
         self._lock = threading.Lock()
+        self._pid = os.getpid()
         self.add_hookspecs(hookspecs)
         self._hook_arguments = {
             name: tuple(caller.spec.argnames)
@@ -122,7 +124,7 @@ class PluginManager(pluggy.PluginManager):
             else:
                 self.unblock(choice)
         for origin in find_plugins(self.config, BUILT_IN_PLUGINS):
-            if self.is_blocked(LOCAL_NAME if origin.kind == "local" else origin.name):
+            if self.is_blocked(origin.title):
                 continue
             try:
                 self._load(origin)
@@ -146,20 +148,25 @@ class PluginManager(pluggy.PluginManager):
         """
         declared: dict[str, PluginOption] = {}
         for origin, function in self.implementations("psnc_addoptions"):
-            parser = OptionParser(origin.name)
+            parser = OptionParser(origin.title)
             self.call_or_raise("psnc_addoptions", origin, function, parser)
             for option in parser.options:
                 other = declared.setdefault(option.name, option)
                 if other is not option or option.name in SETTINGS:
                     whose = "psnc" if other is option else f"plugin {other.plugin!r}"
                     raise PluginError(
-                        f"plugin {origin.name!r} of {origin} declares the option {option.flag}, "
+                        f"{origin.described} declares the option {option.flag}, "
                         f"which {whose} has already: rename it"
                     )
         return list(declared.values())
 
     def configure(self, given: Mapping[str, Any] | None = None, **settings: Any) -> None:
-        """Finish the configuration, and let every plugin set itself up by it.
+        """Finish the configuration as :meth:`settle` does, and let plugins set themselves up."""
+        self.settle(given, **settings)
+        self.call_contained("psnc_configure", config=self.config)
+
+    def settle(self, given: Mapping[str, Any] | None = None, **settings: Any) -> None:
+        """Finish the configuration.
 
         Parameters
         ----------
@@ -173,11 +180,19 @@ class PluginManager(pluggy.PluginManager):
             options = resolve_options(self.plugin_options(), config, given or {})
             config = evolve(config, options=options)
         self.config = config
-        self.call_contained("psnc_configure", config=config)
 
     def close(self) -> None:
-        """Let every plugin clean up."""
-        self.call_contained("psnc_unconfigure", config=self.config)
+        """Let every plugin clean up, unless it was set up before this process was forked."""
+        if self._pid == os.getpid():
+            self.call_contained("psnc_unconfigure", config=self.config)
+
+    def get_canonical_name(self, plugin: Any) -> str:
+        """Return a name for a plugin that was given none: its module's, or one of its class's."""
+        name = str(getattr(plugin, "__name__", None) or type(plugin).__qualname__)
+        if isinstance(plugin, ModuleType):
+            return name
+        names = (f"{name}-{number}" if number > 1 else name for number in itertools.count(1))
+        return next(each for each in names if not self.has_plugin(each))
 
     def register(
         self, plugin: Any, name: str | None = None, origin: PluginOrigin | None = None
@@ -187,8 +202,10 @@ class PluginManager(pluggy.PluginManager):
         Raises
         ------
         PluginError
-            If its name is taken, or it implements what is no hook.
+            If it is registered, or its name is taken, or it implements what is no hook.
         """
+        if self.is_registered(plugin):
+            raise PluginError(f"the plugin {self.get_name(plugin)!r} is registered already")
         name = name or self.get_canonical_name(plugin)
         origin = origin or PluginOrigin(name, "object", type(plugin).__qualname__)
         if name in self.origins:
@@ -198,7 +215,7 @@ class PluginManager(pluggy.PluginManager):
             registered = super().register(plugin, name)
         except (pluggy.PluginValidationError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise PluginError(f"plugin {name!r} of {origin} is refused: {reason}") from error
+            raise PluginError(f"{origin.described} is refused: {reason}") from error
         if registered is not None:
             self.origins[name] = origin
         self._observers = {}
@@ -303,10 +320,11 @@ class PluginManager(pluggy.PluginManager):
                 continue
             if not isinstance(mapping, Mapping):
                 raise PluginError(
-                    f"plugin {origin.name!r} of {origin}: {hook} returned "
+                    f"{origin.described}: {hook} returned "
                     f"{type(mapping).__qualname__}: return a mapping of names to classes"
                 )
             for name, reference in mapping.items():
+                _check_reference(hook, origin, name, reference)
                 offered[name] = Offer(name, reference, origin)
         return offered
 
@@ -355,8 +373,8 @@ class PluginManager(pluggy.PluginManager):
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise PluginError(
-                f"plugin {origin.name!r} of {origin} raised in {hook} ({reason}): mend it, or run "
-                f"with -p no:{origin.name}"
+                f"{origin.described} raised in {hook} ({reason}): mend it, or run with "
+                f"-p no:{origin.title}"
             ) from error
 
     # --- calls --------------------------------------------------------------------------------
@@ -479,10 +497,19 @@ class Offer:
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise PluginError(
-                f"{self.name!r} of plugin {self.origin.name!r} of {self.origin} cannot be imported "
-                f"from {self.reference!r} ({reason}): install what it needs, or mend the plugin"
+                f"{self.name!r} of {self.origin.described} cannot be imported from "
+                f"{self.reference!r} ({reason}): install what it needs, or mend the plugin"
             ) from error
         return loaded
+
+
+def _check_reference(hook: str, origin: PluginOrigin, name: Any, reference: Any) -> None:
+    is_text = isinstance(reference, str) and all(reference.partition(":"))
+    if not isinstance(name, str) or not (is_text or isinstance(reference, type)):
+        raise PluginError(
+            f"{origin.described}: {hook} names {name!r} {reference!r}: give a class, or its "
+            'reference "module:Class"'
+        )
 
 
 def load_object(reference: str) -> Any:
@@ -495,9 +522,11 @@ def _two_of_one_name(first: PluginOrigin, second: PluginOrigin) -> str:
     name = second.name
     if first.kind == "built-in":
         return (
-            f"plugin {name!r} of {second} has the name of a built-in plugin: give the entry point "
-            f"another name; to replace the built-in, load it with -p no:{name}"
+            f"plugin {name!r} of {second} has the name of a built-in plugin: give it another name; "
+            f"to replace the built-in, run with -p no:{name} besides"
         )
+    if second.kind == "object":
+        return f"there is a plugin named {name!r} already, of {first}: give this one another name"
     return (
         f"two plugins are named {name!r}, of {first} and of {second}: rename one of the entry "
         f"points, uninstall one, or keep both out with -p no:{name}"
@@ -520,6 +549,8 @@ def _generator_copy(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _active: PluginManager | None = None
+# Whether it was made for a pipeline that came from another process, and for no other reason.
+_is_for_copies = False
 _active_lock = threading.RLock()
 
 
@@ -538,11 +569,18 @@ def plugin_manager(config: Config | None = None) -> PluginManager:
     Parameters
     ----------
     config : Config, optional
-        What to make it from, if there is none yet: by default the settings of the environment
-        and the configuration file.
+        What to make it from, if there is none yet, or one for another configuration that came
+        to this worker of somebody's pool: by default the settings of the environment and the
+        configuration file.
     """
+    global _is_for_copies
     with _active_lock:
-        return _active if _active is not None else activate(config or default_config())
+        is_other = _is_for_copies and config is not None and config != active_config()
+        if _active is not None and not is_other:
+            return _active
+        manager = activate(config or default_config())
+        _is_for_copies = config is not None
+        return manager
 
 
 def active_config() -> Config | None:
@@ -553,15 +591,21 @@ def active_config() -> Config | None:
 def activate(config: Config) -> PluginManager:
     """Make and install this process's plugin manager from a configuration."""
     manager = PluginManager(config)
-    manager.load()
-    return install(manager)
+    manager.load_plugins()
+    manager.require_plugins()
+    manager.settle()
+    # A module that both have must clean up before it is set up again.
+    install(manager)
+    manager.configure()
+    return manager
 
 
 def install(manager: PluginManager) -> PluginManager:
     """Make a loaded plugin manager this process's own, in place of any other."""
-    global _active
+    global _active, _is_for_copies
     with _active_lock:
         previous, _active = _active, manager
+        _is_for_copies = False
     if previous is not None and previous is not manager:
         previous.close()
     return manager

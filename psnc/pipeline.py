@@ -126,7 +126,7 @@ class Pipeline(Generic[T]):
             _require_stage("sink", self.sink, Sink)
         _refuse_two_places(self)
         self.__dict__["_created_at"] = _unique_timestamp()
-        self.__dict__["instance_id"] = uuid.uuid4().hex
+        self.__dict__["_instance_id"] = uuid.uuid4().hex
 
     # --- building -----------------------------------------------------------------------------
 
@@ -255,6 +255,12 @@ class Pipeline(Generic[T]):
     def config_hash(self) -> str:
         """SHA-256 of :attr:`config_json`, 64 hexadecimal digits."""
         return config_hash(self.config_json)
+
+    @property
+    def instance_id(self) -> str:
+        """UUID4 in hexadecimal of this object, which its copies in other processes share."""
+        instance_id: str = self.__dict__["_instance_id"]
+        return instance_id
 
     @property
     def db_path(self) -> Path:

@@ -46,6 +46,8 @@ class Run:
         Whether ``run_pipeline`` drives it, rather than somebody's own ``pipeline[i]``.
     show_progress : bool or None
         What the caller of ``run_pipeline`` wants shown; ``None`` to decide by the terminal.
+    closed : bool
+        Whether it records no more.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Run:
         self.prepared = False
         self.in_session = False
         self.show_progress: bool | None = None
+        self.closed = False
         self._prepare_lock = threading.Lock()
         self._local = threading.local()
         self._workers: list[WorkerInfo] = []
@@ -129,6 +132,7 @@ class Run:
 
     def close(self) -> None:
         """Write what is pending and close the store."""
+        self.closed = True
         self.release_workers()
         if self.store is not None:
             self.store.close()
@@ -178,14 +182,51 @@ def run_of(pipeline: Pipeline[Any]) -> Run:
     run: Run | None = pipeline.__dict__.get("_run")
     if run is not None and run.pid == os.getpid():
         return run
+    # A copy that came to somebody else's worker brings its plugins along.
+    if "_plugin_config" in pipeline.__dict__:
+        return _run_of_copies(pipeline)
     with _begin_lock:
         run = pipeline.__dict__.get("_run")
         if run is None or run.pid != os.getpid():
-            # A copy that came to somebody else's worker brings its plugins along.
-            config = pipeline.__dict__.get("_plugin_config")
-            run = Run(pipeline, plugin_manager(config))
-            run.open_store(create=True)
-            adopt(run)
+            run = _begin(pipeline)
+    return run
+
+
+class _RunsOfCopies(threading.local):
+    """The runs of copies that a thread was sent, the latest last."""
+
+    def __init__(self) -> None:
+        self.by_instance: dict[str, Run] = {}
+
+
+_runs_of_copies = _RunsOfCopies()
+
+# A pool works on few pipelines at a time; more would keep data in memory that nobody needs.
+_KEPT_COPIES = 4
+
+
+def _run_of_copies(pipeline: Pipeline[Any]) -> Run:
+    """Return the one run of all the copies of a pipeline that this thread was sent.
+
+    A pool sends a copy with every task. One run for each would open the store and prepare the sink
+    for each, and register a worker.
+    """
+    runs = _runs_of_copies.by_instance
+    instance: str = pipeline.instance_id
+    run = runs.pop(instance, None)
+    if run is None or run.pid != os.getpid() or run.closed:
+        run = _begin(pipeline)
+    runs[instance] = run
+    for oldest in list(runs)[:-_KEPT_COPIES]:
+        del runs[oldest]
+    pipeline.__dict__["_run"] = run
+    return run
+
+
+def _begin(pipeline: Pipeline[Any]) -> Run:
+    run = Run(pipeline, plugin_manager(pipeline.__dict__.get("_plugin_config")))
+    run.open_store(create=True)
+    adopt(run)
     return run
 
 

@@ -105,9 +105,11 @@ class FilesSource(Source[Path]):
 
     Examples
     --------
-    >>> source = FilesSource("data/**/*.h5")  # doctest: +SKIP
-    >>> list(source[0])  # doctest: +SKIP
-    [PosixPath('data/run-1/a.h5')]
+    >>> for name in ("b.h5", "a.h5", "notes.txt"):
+    ...     Path(name).touch()
+    >>> source = FilesSource("*.h5")
+    >>> len(source), list(source[0])
+    (2, [PosixPath('a.h5')])
     """
 
     def __init__(
