@@ -1,12 +1,13 @@
 """Run the examples in README.md, in docs/ and in the docstrings of psnc.
 
-Every page, and every docstring, has a home and a working directory of its own. The first Python
-block of ``docs/getting_started.md`` lies there as ``doubles.py``, for examples to import.
+Every page, and every docstring, has a home, a working directory and plugins of its own; plugins of
+other distributions are not loaded. The first Python block of ``docs/getting_started.md`` lies there
+as ``doubles.py``, for examples to import.
 
 On a page, Python blocks run from top to bottom in one namespace. One that begins with ``>>>`` has
 its output compared; one that begins with a comment such as ``# picky.py`` is written to that file
-instead. In ``console`` blocks the lines that begin with ``$`` are run by bash, and what they print
-is compared.
+instead, and so is such a block of TOML or YAML. In ``console`` blocks the lines that begin with
+``$`` are run by bash, and what they print is compared.
 """
 
 from __future__ import annotations
@@ -27,8 +28,15 @@ import pytest
 from sybil import Document, Example, Region, Sybil
 from sybil.parsers.myst import CodeBlockParser, PythonCodeBlockParser
 
+from psnc.manager import deactivate
+
 ROOT = Path(__file__).parent
-FILE_NAME = re.compile(r"# (\w+\.py)\n")
+FILE_NAME = re.compile(r"# ([\w/-]+\.(?:py|toml|yaml))\n")
+# Progress, of which a reader's terminal has a bar that is gone in the end, and a remark on how the
+# examples are run.
+NOT_FOR_READERS = re.compile(
+    r"^(psnc: \d+/\d+ indices, |plugins that are installed are not loaded: ).*\n", re.MULTILINE
+)
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -42,9 +50,17 @@ def enter_workplace(stack: ExitStack) -> dict[str, Any]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PSNC_")}
     kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
     home = workplace / ".home"
-    environment = {**kept, "HOME": str(home), "XDG_CACHE_HOME": str(home), "COLUMNS": "100"}
+    environment = {
+        **kept,
+        "HOME": str(home),
+        "XDG_CACHE_HOME": str(home),
+        "COLUMNS": "100",
+        "PSNC_DISABLE_INSTALLED_PLUGINS": "1",
+    }
     stack.enter_context(mock.patch.dict(os.environ, environment, clear=True))
     stack.enter_context(chdir(workplace))
+    deactivate()
+    stack.callback(deactivate)
     stack.enter_context(mock.patch.object(sys, "path", [str(workplace), *sys.path]))
     stack.callback(sys.modules.pop, "doubles", None)
     import doubles
@@ -78,9 +94,12 @@ class PythonBlockParser(PythonCodeBlockParser):
 
 
 def write_file(example: Example) -> None:
+    """Write a block to the file that its first line names, if it names one."""
     name = FILE_NAME.match(example.parsed)
-    assert name is not None
-    Path(name[1]).write_text(example.parsed, encoding="utf-8")
+    if name is not None:
+        path = Path(name[1])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(example.parsed, encoding="utf-8")
 
 
 def run_console(example: Example) -> str | None:
@@ -95,8 +114,7 @@ def run_console(example: Example) -> str | None:
             timeout=120,
             check=False,
         )
-        # A reader's terminal has a bar that is gone in the end, where a pipe has these lines.
-        printed = re.sub(r"^psnc: \d+/\d+ indices, .*\n", "", finished.stdout, flags=re.MULTILINE)
+        printed = NOT_FOR_READERS.sub("", finished.stdout)
         wanted = doctest.Example(command, expected)
         checker = doctest.OutputChecker()
         if not checker.check_output(wanted.want, printed, OPTIONS):
@@ -107,6 +125,8 @@ def run_console(example: Example) -> str | None:
 pytest_collect_file = Sybil(
     parsers=[
         PythonBlockParser(doctest_optionflags=OPTIONS),
+        CodeBlockParser("toml", write_file),
+        CodeBlockParser("yaml", write_file),
         CodeBlockParser("console", run_console),
     ],
     path=str(ROOT),

@@ -7,13 +7,18 @@ import sqlite3
 from importlib import resources
 from pathlib import Path
 
+import attrs
 import click
 import pytest
+from click.testing import CliRunner
 
 import psnc
 import psnc.errors
+import psnc.testing
 from psnc import hookspecs
 from psnc.cli import cli
+from psnc.manager import BUILT_IN_PLUGINS
+from psnc.settings import SETTINGS
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -25,12 +30,17 @@ def page(name: str) -> str:
 
 
 def section(text: str, heading: str) -> str:
-    """Return what is between a heading and the next one of any level."""
+    """Return what is between a heading and the next one of any level, without code."""
     match = re.search(
-        rf"^#+ {re.escape(heading)}\n(.*?)(?=^#+ |\Z)", text, re.DOTALL | re.MULTILINE
+        rf"^#+ {re.escape(heading)}\n(.*?)(?=^#+ |\Z)", without_code(text), re.DOTALL | re.MULTILINE
     )
     assert match is not None, f"no heading {heading!r}"
     return match[1]
+
+
+def without_code(text: str) -> str:
+    """Take out the blocks of code, whose comments look like headings."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def rows(text: str) -> list[list[str]]:
@@ -101,9 +111,11 @@ def test_every_command_has_a_section():
 def test_command_tables_have_every_option(name):
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
+    inner = command.commands.values() if isinstance(command, click.Group) else ()
     options = {
         option
-        for parameter in command.params
+        for each in (command, *inner)
+        for parameter in each.params
         if isinstance(parameter, click.Option)
         for option in parameter.opts
     }
@@ -115,9 +127,62 @@ def test_command_tables_have_every_option(name):
     assert documented == options
 
 
-def test_plugin_table_names_hooks_that_exist():
-    named = set(re.findall(r"psnc_\w+", section(page("plugins.md"), "What a plugin can do")))
-    assert named <= set(vars(hookspecs))
+@pytest.mark.parametrize("name", ["plugins.md", "writing_plugins.md", "architecture.md"])
+def test_pages_name_hooks_that_exist(name):
+    named = set(re.findall(r"(psnc_\w+)(?:`|\()", page(name)))
+    no_hooks = {"psnc_home", "psnc_runner", "psnc_hooks", "psnc_plugins"}
+    misspelt_on_purpose = {"psnc_index_reportd"}
+    assert named - no_hooks - misspelt_on_purpose <= set(vars(hookspecs))
+
+
+def test_hooks_page_is_what_the_command_prints():
+    printed = CliRunner().invoke(cli, ["hooks", "--markdown"])
+    assert printed.output == page("hooks.md"), "psnc hooks --markdown > docs/hooks.md"
+
+
+def test_plugin_table_has_every_built_in_plugin():
+    documented = rows(section(page("plugins.md"), "The built-in plugins"))
+    assert [name.strip("`") for name, *_ in documented] == list(BUILT_IN_PLUGINS)
+
+
+def test_configuration_tables_have_every_key_and_field():
+    text = page("configuration.md")
+    keys = [name.strip("`") for name, *_ in rows(section(text, "The file"))]
+    assert keys == [name.replace("_", "-") for name in SETTINGS]
+    fields = [name.strip("`") for name, _ in rows(section(text, "In Python"))]
+    assert fields == [field.name for field in attrs.fields(psnc.Config)]
+
+
+def test_configuration_table_has_every_environment_variable():
+    documented = {
+        name.strip("`")
+        for name, _ in rows(section(page("configuration.md"), "Environment variables"))
+    }
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "psnc").rglob("*.py")]
+    asked_for = {
+        name for source in sources for name in re.findall(r'environ.*?"([A-Z_]+)"', source)
+    }
+    assert {name for name in asked_for if name.startswith("PSNC_")} == {
+        name for name in documented if name.startswith("PSNC_")
+    }
+
+
+def test_pipeline_file_tables_have_every_form_and_field(tmp_path):
+    text = page("pipeline_files.md")
+    forms = section(text, "Values that such files lack")
+    documented = {form for cell, _ in rows(forms) for form in re.findall(r'"(\$\w+)":', cell)}
+    (about,) = (about for key, about in rows(text) if key == "`pipeline`")
+    fields = re.findall(r"`(\w+)`", about)
+    file = tmp_path / "wrong.yaml"
+    file.write_text(
+        "source: {stage: psnc.sources:SequenceSource, params: {sequence: {$zzz: 0}}}\n"
+        "pipeline: {zzz: 0}\n"
+    )
+    with pytest.raises(psnc.PipelineError) as caught:
+        psnc.Pipeline.load(file)
+    _, about_form, about_field = str(caught.value).splitlines()
+    assert set(re.findall(r"\$\w+", about_form)) == documented | {"$zzz", "$dict"}
+    assert about_field.rpartition("there are ")[2].split(", ") == fields
 
 
 def test_reference_has_every_public_name():
@@ -130,10 +195,14 @@ def test_reference_has_every_public_name():
         and name not in ("hookimpl", "hookspec")
     ]
     assert missing == []
+    assert [
+        name for name in psnc.testing.__all__ if f"psnc.testing.{name}\n" not in reference
+    ] == []
 
 
 def anchors(path: Path) -> set[str]:
-    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    text = without_code(path.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
 
 

@@ -93,7 +93,8 @@ class Run:
         if store is None:
             if "://" in url:
                 raise StoreError(
-                    f"no loaded plugin opens {shown_url(url)!r}: load one with -p NAME"
+                    f"no loaded plugin opens {shown_url(url)!r}: install one (psnc-postgres opens "
+                    "postgresql://), or load one with -p NAME"
                 )
             return
         try:
