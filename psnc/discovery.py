@@ -7,15 +7,20 @@ from the text of the class; only a module or file that somebody names is importe
 from __future__ import annotations
 
 import ast
+import copy
 import importlib.util
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from attrs import frozen
+
+from psnc.errors import StageError
 
 if TYPE_CHECKING:
     from psnc.manager import Offer, OfferKind, PluginManager
@@ -31,7 +36,11 @@ __all__ = [
 STAGE_KINDS: tuple[OfferKind, ...] = ("source", "filter", "sink")
 
 # Bases that bring no parameters of their own.
-_FROM_PSNC = {"Source", "Filter", "Sink", "Backend", "ABC", "Generic", "Protocol", "object"}
+_BASES = {"Source", "Filter", "Sink", "Backend", "ABC", "Generic", "Protocol", "object"}
+_HOMES_OF_BASES = {"psnc", "abc", "typing", "typing_extensions"}
+
+# What a backend is always given, so that it is no option.
+_GIVEN = "n_jobs"
 
 
 @frozen
@@ -66,9 +75,11 @@ class Listed:
     origin : str
         The plugin and its distribution, or the module that was named.
     description : str
-        The first line of its documentation.
+        The first sentences of its documentation.
     parameters : tuple of ListedParameter, optional
-        The constructor's; ``None`` if the text does not tell.
+        The constructor's; ``None`` if they are not known.
+    problem : str
+        Why nobody can tell the parameters; empty where it is only the text that does not.
     """
 
     kind: str
@@ -77,6 +88,7 @@ class Listed:
     origin: str = ""
     description: str = ""
     parameters: tuple[ListedParameter, ...] | None = None
+    problem: str = ""
 
 
 # --- what plugins offer -----------------------------------------------------------------------
@@ -94,69 +106,252 @@ def _describe_offer(kind: OfferKind, offer: Offer) -> Listed:
         origin += f", {offer.origin.distribution} {offer.origin.version}"
     if not isinstance(reference, str):
         return _describe_class(kind, offer.name, reference, origin)
-    text = _ClassText.find(reference)
+    module, _, name = reference.partition(":")
+    try:
+        text = _ModuleText.find(module)
+    except SyntaxError as error:
+        return Listed(kind, offer.name, reference, origin, problem=f"{module}: {error}")
     if text is None:
+        problem = f"there is no module {module}"
+        return Listed(kind, offer.name, reference, origin, problem=problem)
+    node = text.class_of(name)
+    if node is None:
         return Listed(kind, offer.name, reference, origin)
-    parameters = text.parameters(skip=1 if kind == "backend" else 0)
-    return Listed(kind, offer.name, reference, origin, text.description, parameters)
+    description = _first_paragraph(ast.get_docstring(node) or "")
+    parameters = text.parameters(node)
+    return Listed(
+        kind, offer.name, reference, origin, description, _without_given(kind, parameters)
+    )
 
 
-class _ClassText:
-    """A class as its module's text has it."""
+def _without_given(
+    kind: OfferKind, parameters: tuple[ListedParameter, ...] | None
+) -> tuple[ListedParameter, ...] | None:
+    if kind != "backend" or parameters is None:
+        return parameters
+    return tuple(each for each in parameters if each.name != _GIVEN)
 
-    def __init__(self, tree: ast.Module, node: ast.ClassDef) -> None:
-        self._tree = tree
-        self._node = node
+
+class _NotInTextError(Exception):
+    """The constructor is made elsewhere: by a decorator, or in another module."""
+
+
+class _ModuleText:
+    """A module as its text has it."""
+
+    def __init__(self, tree: ast.Module) -> None:
+        self._classes: dict[str, ast.ClassDef] = {}
+        self._values: dict[str, ast.expr] = {}
+        self._imported: dict[str, str] = {}
+        for each in tree.body:
+            self._note(each)
 
     @classmethod
-    def find(cls, reference: str) -> _ClassText | None:
-        module, _, name = reference.partition(":")
+    def find(cls, module: str) -> _ModuleText | None:
+        """Return the text of a module, ``None`` if there is no such module.
+
+        Raises
+        ------
+        SyntaxError
+            If its file is no Python.
+        """
         path = _module_path(module)
         if path is None:
             return None
         try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (OSError, SyntaxError, ValueError):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return cls(ast.parse(path.read_bytes(), str(path)))
+        except (OSError, ValueError):
+            # A compiled module, say.
+            return cls(ast.Module([], []))
+
+    def class_of(self, name: str) -> ast.ClassDef | None:
+        """Return the class that has a name in the end."""
+        return self._classes.get(name)
+
+    def parameters(self, node: ast.ClassDef) -> tuple[ListedParameter, ...] | None:
+        """Return a constructor's parameters; ``None`` if the text does not tell."""
+        try:
+            constructor = self._constructor(node, ())
+        except _NotInTextError:
             return None
-        node = _class_of(tree, name)
-        return None if node is None else cls(tree, node)
+        if constructor is None:
+            return ()
+        return tuple(self._parameters_of(constructor, self._described(node, ())))
 
-    @property
-    def documentation(self) -> str:
-        return ast.get_docstring(self._node) or ""
+    def _note(self, statement: ast.stmt) -> None:
+        match statement:
+            case ast.ClassDef(name=name):
+                self._classes[name] = statement
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                self._values[name] = value
+            case ast.Import(names=names):
+                for each in names:
+                    shown = each.asname or each.name.partition(".")[0]
+                    self._imported[shown] = each.name if each.asname else shown
+            case ast.ImportFrom(module=module, names=names, level=0):
+                for each in names:
+                    self._imported[each.asname or each.name] = f"{module}.{each.name}"
 
-    @property
-    def description(self) -> str:
-        return self.documentation.partition("\n")[0]
+    # --- constructors -------------------------------------------------------------------------
 
-    def parameters(self, skip: int = 0) -> tuple[ListedParameter, ...] | None:
-        """Return the constructor's parameters; ``None`` if they are made elsewhere."""
-        if self._has("params"):
-            return None
-        constructor = self._member("__init__")
-        if constructor is not None:
-            return _parameters_of(constructor, self.documentation)[skip:]
-        if self._node.decorator_list:
-            return None
-        return self._inherited(skip)
+    def _constructor(
+        self, node: ast.ClassDef, inner: tuple[ast.ClassDef, ...]
+    ) -> ast.FunctionDef | None:
+        """Return a class's constructor, ``None`` if it has that of ``object``."""
+        if _binding(node, "params") is not None:
+            raise _NotInTextError
+        inherited = [
+            found
+            for base in self._bases(node, inner)
+            if (found := self._constructor(base, (*inner, node))) is not None
+        ]
+        own = _binding(node, "__init__")
+        if own is not None:
+            if not isinstance(own, ast.FunctionDef):
+                raise _NotInTextError
+            return own
+        if node.decorator_list or len(set(inherited)) > 1:
+            raise _NotInTextError
+        return inherited[0] if inherited else None
 
-    def _inherited(self, skip: int) -> tuple[ListedParameter, ...] | None:
-        for base in self._node.bases:
-            name = ast.unparse(base).partition("[")[0].rpartition(".")[2]
-            if name in _FROM_PSNC:
-                continue
-            node = _class_of(self._tree, name)
-            return None if node is None else _ClassText(self._tree, node).parameters(skip)
-        return ()
+    def _bases(self, node: ast.ClassDef, inner: tuple[ast.ClassDef, ...]) -> Iterator[ast.ClassDef]:
+        known = _binding(node, "__init__") is not None
+        for expression in node.bases:
+            name = ast.unparse(expression).partition("[")[0]
+            base = self._classes.get(name)
+            if base is not None and base is not node and base not in inner:
+                yield base
+            elif not known and not self._is_plain(name):
+                raise _NotInTextError
 
-    def _has(self, name: str) -> bool:
-        return self._member(name) is not None
+    def _is_plain(self, base: str) -> bool:
+        name = self._resolved(base)
+        home, _, last = name.rpartition(".")
+        return last in _BASES and (home.partition(".")[0] in _HOMES_OF_BASES or name == "object")
 
-    def _member(self, name: str) -> ast.FunctionDef | None:
-        for each in self._node.body:
-            if isinstance(each, ast.FunctionDef) and each.name == name:
-                return each
-        return None
+    def _resolved(self, name: str) -> str:
+        """Return a dotted name as other modules would write it."""
+        first, dot, rest = name.partition(".")
+        return f"{self._imported.get(first, first)}{dot}{rest}"
+
+    # --- parameters ---------------------------------------------------------------------------
+
+    def _described(self, node: ast.ClassDef, inner: tuple[ast.ClassDef, ...]) -> dict[str, str]:
+        described: dict[str, str] = {}
+        for expression in node.bases:
+            base = self._classes.get(ast.unparse(expression).partition("[")[0])
+            if base is not None and base is not node and base not in inner:
+                described |= self._described(base, (*inner, node))
+        return described | parameter_descriptions(ast.get_docstring(node) or "")
+
+    def _parameters_of(
+        self, constructor: ast.FunctionDef, described: dict[str, str]
+    ) -> Iterator[ListedParameter]:
+        given = constructor.args
+        positional = [*given.posonlyargs, *given.args]
+        missing: list[ast.expr | None] = [None] * (len(positional) - len(given.defaults))
+        pairs = zip(positional, [*missing, *given.defaults], strict=True)
+        for argument, default in list(pairs)[1:]:
+            yield self._parameter(argument.arg, argument, default, described)
+        if given.vararg is not None:
+            yield self._parameter(f"*{given.vararg.arg}", given.vararg, None, described)
+        for argument, default in zip(given.kwonlyargs, given.kw_defaults, strict=True):
+            yield self._parameter(argument.arg, argument, default, described)
+        if given.kwarg is not None:
+            yield self._parameter(f"**{given.kwarg.arg}", given.kwarg, None, described)
+
+    def _parameter(
+        self, name: str, argument: ast.arg, default: ast.expr | None, described: dict[str, str]
+    ) -> ListedParameter:
+        annotation = _Annotation(self._values, self._resolved)
+        type = annotation.without_annotated(argument.annotation)
+        text = annotation.description or described.get(argument.arg, "")
+        shown = None if default is None else "…" if annotation.secret else ast.unparse(default)
+        return ListedParameter(name, type, shown, text)
+
+
+class _Annotation(ast.NodeTransformer):
+    """Takes ``Annotated[int, Param(description="…")]`` apart, wherever it stands."""
+
+    def __init__(self, values: dict[str, ast.expr], resolved: Callable[[str], str]) -> None:
+        self._values = values
+        self._resolved = resolved
+        self.description = ""
+        self.secret = False
+
+    def without_annotated(self, annotation: ast.expr | None) -> str:
+        """Return an annotation's text, and note what its ``Param`` says."""
+        if annotation is None:
+            return ""
+        if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+            quoted = annotation.value
+            try:
+                annotation = ast.parse(quoted, mode="eval").body
+            except SyntaxError:
+                return repr(quoted)
+        return ast.unparse(self.visit(copy.deepcopy(annotation)))
+
+    def visit_Name(self, node: ast.Name) -> Any:
+        """Put in what a name of the module stands for, if that is annotated."""
+        value = self._values.get(node.id)
+        if value is None or not _is_annotated(value):
+            return node
+        inside = {name: value for name, value in self._values.items() if name != node.id}
+        outside, self._values = self._values, inside
+        try:
+            return self.visit(copy.deepcopy(value))
+        finally:
+            self._values = outside
+
+    def visit_Subscript(self, node: ast.Subscript) -> Any:
+        """Leave of ``Annotated`` the type."""
+        if not _is_annotated(node) or not isinstance(node.slice, ast.Tuple):
+            return self.generic_visit(node)
+        type, *notes = node.slice.elts
+        for note in notes:
+            self._read(note)
+        return self.visit(type)
+
+    def _read(self, note: ast.expr) -> None:
+        if isinstance(note, ast.Name):
+            note = self._values.get(note.id, note)
+        if isinstance(note, ast.Name):
+            # Made in another module: it may say that the value is secret.
+            self.secret = True
+        if not isinstance(note, ast.Call):
+            return
+        if self._resolved(ast.unparse(note.func)).rpartition(".")[2] != "Param":
+            return
+        for keyword in note.keywords:
+            value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
+            if keyword.arg == "secret":
+                self.secret = value is not False
+            if keyword.arg == "description" and isinstance(value, str):
+                self.description = value
+
+
+def _is_annotated(node: ast.expr) -> bool:
+    return (
+        isinstance(node, ast.Subscript)
+        and ast.unparse(node.value).rpartition(".")[2] == "Annotated"
+    )
+
+
+def _binding(node: ast.ClassDef, name: str) -> ast.stmt | None:
+    """Return the last statement of a class that binds a name, wherever it stands in it."""
+    found: ast.stmt | None = None
+    for statement in node.body:
+        if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            if statement.name == name:
+                found = statement
+            continue
+        for each in ast.walk(statement):
+            is_function = isinstance(each, ast.FunctionDef) and each.name == name
+            if is_function or (isinstance(each, ast.Name) and each.id == name):
+                found = statement
+    return found
 
 
 def _module_path(name: str) -> Path | None:
@@ -169,58 +364,15 @@ def _module_path(name: str) -> Path | None:
     if spec is None:
         return None
     if not inner:
-        return Path(spec.origin) if spec.origin else None
+        return Path(spec.origin or "")
     for place in spec.submodule_search_locations or ():
         file = Path(place).joinpath(*inner)
         for candidate in (file.with_suffix(".py"), file / "__init__.py"):
             if candidate.is_file():
                 return candidate
+        if any(file.parent.glob(f"{file.name}.*")):
+            return file
     return None
-
-
-def _class_of(tree: ast.Module, name: str) -> ast.ClassDef | None:
-    for each in tree.body:
-        if isinstance(each, ast.ClassDef) and each.name == name:
-            return each
-    return None
-
-
-def _parameters_of(constructor: ast.FunctionDef, documentation: str) -> tuple[ListedParameter, ...]:
-    described = parameter_descriptions(documentation)
-    given = constructor.args
-    positional = [*given.posonlyargs, *given.args]
-    missing: list[ast.expr | None] = [None] * (len(positional) - len(given.defaults))
-    pairs = list(zip(positional, [*missing, *given.defaults], strict=True))[1:]
-    pairs += zip(given.kwonlyargs, given.kw_defaults, strict=True)
-    parameters = [_parameter(each.arg, each, default, described) for each, default in pairs]
-    for star, variadic in (("*", given.vararg), ("**", given.kwarg)):
-        if variadic is not None:
-            parameters.append(_parameter(f"{star}{variadic.arg}", variadic, None, described))
-    return tuple(parameters)
-
-
-def _parameter(
-    name: str, argument: ast.arg, default: ast.expr | None, described: dict[str, str]
-) -> ListedParameter:
-    annotation, declared = _without_param(argument.annotation)
-    text = declared.get("description", described.get(argument.arg, ""))
-    shown = None if default is None else "…" if declared.get("secret") else ast.unparse(default)
-    return ListedParameter(name, ast.unparse(annotation) if annotation else "", shown, text)
-
-
-def _without_param(annotation: ast.expr | None) -> tuple[ast.expr | None, dict[str, Any]]:
-    """Take ``Annotated[int, Param(description="…")]`` apart."""
-    match annotation:
-        case ast.Subscript(
-            value=ast.Name("Annotated") | ast.Attribute(attr="Annotated"),
-            slice=ast.Tuple(elts=[inner, ast.Call(keywords=keywords)]),
-        ):
-            return inner, {
-                each.arg: each.value.value
-                for each in keywords
-                if each.arg is not None and isinstance(each.value, ast.Constant)
-            }
-    return annotation, {}
 
 
 # --- modules and files that somebody names ----------------------------------------------------
@@ -230,17 +382,28 @@ def stages_of_module(module: ModuleType) -> list[Listed]:
     """Describe the sources, filters and sinks that a module defines, or a package shows."""
     found = []
     for name in _shown_names(module):
-        value: Any = getattr(module, name, None)
+        value = _shown(module, name)
         kind = _kind_of(value)
         if kind is None or not _belongs_to(value, module):
             continue
         found.append(_describe_class(kind, value.__name__, value, module.__name__))
-    return found
+    # A class may be shown under several names.
+    return list(dict.fromkeys(found))
 
 
 def _shown_names(module: ModuleType) -> Iterator[str]:
     # A package may import what it shows only when it is asked for.
     yield from dict.fromkeys([*vars(module), *getattr(module, "__all__", ())])
+
+
+def _shown(module: ModuleType, name: str) -> Any:
+    try:
+        return getattr(module, name, None)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise StageError(
+            f"{name} of {module.__name__} cannot be imported ({reason}): install what it needs"
+        ) from error
 
 
 def _kind_of(value: Any) -> OfferKind | None:
@@ -261,18 +424,35 @@ def _belongs_to(value: type, module: ModuleType) -> bool:
 
 
 def _describe_class(kind: OfferKind, name: str, cls: type, origin: str) -> Listed:
-    documentation = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
+    description = _first_paragraph(inspect.cleandoc(cls.__dict__.get("__doc__") or ""))
     reference = f"{cls.__module__}:{cls.__qualname__}"
-    parameters = tuple(_listed(cls, documentation)) if kind != "backend" else None
-    return Listed(kind, name, reference, origin, documentation.partition("\n")[0], parameters)
+    try:
+        parameters = tuple(_parameters_of_class(cls))
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        problem = f"asking the class raised {reason}"
+        return Listed(kind, name, reference, origin, description, problem=problem)
+    return Listed(kind, name, reference, origin, description, _without_given(kind, parameters))
 
 
-def _listed(cls: Any, documentation: str) -> Iterable[ListedParameter]:
-    described = parameter_descriptions(documentation)
-    for param in cls.params():
+def _parameters_of_class(cls: Any) -> Iterable[ListedParameter]:
+    from psnc.stages import Stage, _params_from_signature
+
+    described: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        described |= parameter_descriptions(inspect.cleandoc(base.__dict__.get("__doc__") or ""))
+    stars = _stars(cls)
+    for param in cls.params() if issubclass(cls, Stage) else _params_from_signature(cls):
         description = param.description or described.get(param.name, "")
-        default = None if param.required else "…" if param.secret else repr(param.default)
-        yield ListedParameter(param.name, _type_text(param.type), default, description)
+        star = stars.get(param.name, "")
+        default = None if param.required or star else "…" if param.secret else repr(param.default)
+        yield ListedParameter(f"{star}{param.name}", _type_text(param.type), default, description)
+
+
+def _stars(cls: Any) -> dict[str, str]:
+    kinds = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    parameters = inspect.signature(cls.__init__).parameters
+    return {name: kinds[each.kind] for name, each in parameters.items() if each.kind in kinds}
 
 
 def _type_text(annotation: Any) -> str:
@@ -280,10 +460,20 @@ def _type_text(annotation: Any) -> str:
         return ""
     if isinstance(annotation, type) and not hasattr(annotation, "__args__"):
         return annotation.__qualname__
-    return str(annotation).replace("typing.", "")
+    if not isinstance(annotation, str):
+        holder = SimpleNamespace(__annotations__={"type": annotation})
+        # What only type checkers import stays as it is.
+        with suppress(NameError, TypeError):
+            annotation = get_type_hints(holder)["type"]
+    # Without the modules, but for quoted text.
+    return re.sub(r"('[^']*')|\b(?:[A-Za-z_]\w*\.)+|~", r"\1", str(annotation))
 
 
 # --- documentation ----------------------------------------------------------------------------
+
+
+def _first_paragraph(documentation: str) -> str:
+    return " ".join(documentation.partition("\n\n")[0].split())
 
 
 def parameter_descriptions(documentation: str) -> dict[str, str]:

@@ -58,8 +58,9 @@ def psnc_addoptions(parser: OptionParser) -> None:
     ``psnc run --help`` shows them under the plugin's name, and the configuration file takes them as
     keys. Their values are in ``config.option(name)`` from ``psnc_configure`` on, in workers too.
 
-    When: after every plugin is loaded, before the command line is read.
-    Process: driver and worker.
+    When: after every plugin is loaded, before the command line is read. A worker is given the
+        values, and does not ask again.
+    Process: driver.
     Result: none.
     Errors: raised.
 
@@ -89,6 +90,8 @@ def psnc_add_commands(cli: click.Group) -> None:
 @hookspec
 def psnc_configure(config: Config) -> None:
     """Set the plugin up in this process.
+
+    A forked child goes on with what its parent has set up.
 
     When: once, when every plugin is loaded and every option is known.
     Process: driver and worker.

@@ -41,8 +41,8 @@ def load_pipeline(target: str) -> Pipeline[Any]:
     place, separator, name = target.rpartition(":")
     if not separator or not place or not name:
         raise PipelineError(
-            f"{target!r} names no pipeline: write module:name, path/to/file.py:name or the path of "
-            f"a file in {', '.join(SUFFIXES)}"
+            f"{target!r} names no pipeline: write module:name, path/to/file.py:name, or the path "
+            "of a .toml, .yaml or .json file"
         )
     return _as_pipeline(_attribute(load_module(place), name, target), target)
 

@@ -155,8 +155,8 @@ class PluginManager(pluggy.PluginManager):
                 if other is not option or option.name in SETTINGS:
                     whose = "psnc" if other is option else f"plugin {other.plugin!r}"
                     raise PluginError(
-                        f"{origin.described} declares the option {option.flag}, "
-                        f"which {whose} has already: rename it"
+                        f"{origin.described} declares the option {option.flag}, which {whose} "
+                        f"has already: rename it, or run with -p no:{origin.title}"
                     )
         return list(declared.values())
 
@@ -188,7 +188,7 @@ class PluginManager(pluggy.PluginManager):
 
     def get_canonical_name(self, plugin: Any) -> str:
         """Return a name for a plugin that was given none: its module's, or one of its class's."""
-        name = str(getattr(plugin, "__name__", None) or type(plugin).__qualname__)
+        name = str(getattr(plugin, "__name__", None) or type(plugin).__name__)
         if isinstance(plugin, ModuleType):
             return name
         names = (f"{name}-{number}" if number > 1 else name for number in itertools.count(1))

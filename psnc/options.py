@@ -15,7 +15,13 @@ from psnc.errors import ConfigurationError, PluginError
 
 __all__ = ["OptionParser", "PluginOption", "resolve_options"]
 
-_TYPES = (str, int, float, bool, Path)
+_TYPES = {
+    str: 'text, as in "text"',
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    Path: 'a path, as in "path"',
+}
 _FLAG = re.compile(r"--[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
 
@@ -69,13 +75,9 @@ class PluginOption:
         return tuple(self._one(each, where) for each in given)
 
     def _one(self, given: Any, where: str) -> Any:
-        if self.type is float and type(given) is int:
-            given = float(given)
-        if self.type is Path and isinstance(given, str):
-            given = Path(given)
-        if not isinstance(given, self.type) or (type(given) is bool) != (self.type is bool):
-            wanted = "true or false" if self.type is bool else f"a value of type {_name(self.type)}"
-            raise ConfigurationError(f"{where} is {given!r}: give {wanted}")
+        given = _converted(given, self.type)
+        if not _is_a(given, self.type):
+            raise ConfigurationError(f"{where} is {given!r}: give {_TYPES[self.type]}")
         if self.choices and given not in self.choices:
             raise ConfigurationError(
                 f"{where} is {given!r}: choose one of {', '.join(map(str, self.choices))}"
@@ -130,23 +132,49 @@ class OptionParser:
         Raises
         ------
         PluginError
-            If the flag is no flag, or the type is none of these.
+            If the flag is no flag, the type is none of these, or the default and the choices are
+            of another type or do not go together.
         """
-        if not _FLAG.fullmatch(flag):
-            raise PluginError(
-                f"plugin {self.plugin!r} declares the option {flag!r}: write --words-with-dashes"
-            )
-        if type not in _TYPES:
-            known = ", ".join(map(_name, _TYPES))
-            raise PluginError(
-                f"plugin {self.plugin!r} declares {flag} of type {_name(type)}: choose one of "
-                f"{known}"
-            )
+        self._require(_is_flag(flag), f"the option {flag!r}", "write --words-with-dashes")
+        known = ", ".join(map(_name, _TYPES))
+        self._require(
+            type in tuple(_TYPES), f"{flag} of type {_name(type)}", f"choose one of {known}"
+        )
+        self._require(
+            not isinstance(choices, str), f"{flag} with the choices {choices!r}", "give a list"
+        )
+        allowed = tuple(_converted(each, type) for each in choices)
         if default is None:
             default = () if multiple else False if type is bool else None
-        self.options.append(
-            PluginOption(self.plugin, flag, type, default, help, tuple(choices), multiple)
-        )
+        elif multiple and isinstance(default, (list, tuple)):
+            default = tuple(_converted(each, type) for each in default)
+        else:
+            default = _converted(default, type)
+        option = PluginOption(self.plugin, flag, type, default, help, allowed, multiple)
+        self._check(option)
+        self.options.append(option)
+
+    def _check(self, option: PluginOption) -> None:
+        flag, wanted = option.flag, f"give one of type {_name(option.type)}"
+        for choice in option.choices:
+            about = f"{flag} with the choice {choice!r}"
+            self._require(_is_a(choice, option.type), about, wanted)
+        if option.type is bool:
+            about = f"{flag} of type bool with choices or multiple"
+            self._require(not (option.choices or option.multiple), about, "a flag has neither")
+        about = f"{flag} with the default {option.default!r}"
+        if option.multiple:
+            self._require(isinstance(option.default, tuple), about, "give a list")
+        elif option.default is None:
+            return
+        for value in option.default if option.multiple else (option.default,):
+            self._require(_is_a(value, option.type), about, wanted)
+            is_allowed = not option.choices or value in option.choices
+            self._require(is_allowed, about, "give one of the choices")
+
+    def _require(self, condition: bool, declared: str, advice: str) -> None:
+        if not condition:
+            raise PluginError(f"plugin {self.plugin!r} declares {declared}: {advice}")
 
 
 def resolve_options(
@@ -169,9 +197,8 @@ def resolve_options(
         If the file has a key that no plugin declares, or a value of another type.
     """
     by_name = {option.name: option for option in declared}
-    unknown = sorted(set(config.file_options) - set(by_name))
-    if unknown:
-        raise _unknown_key(unknown[0], by_name, config)
+    for name in sorted(set(config.file_options) - set(by_name)):
+        _refuse_unknown(name, by_name, config)
     values = {}
     for name, option in by_name.items():
         if given.get(name) is not None:
@@ -184,14 +211,50 @@ def resolve_options(
     return values
 
 
-def _unknown_key(name: str, declared: Iterable[str], config: Config) -> ConfigurationError:
+def _refuse_unknown(name: str, declared: Iterable[str], config: Config) -> None:
     from psnc.settings import SETTINGS
 
     known = [each.replace("_", "-") for each in (*SETTINGS, *sorted(declared))]
     key = name.replace("_", "-")
     close = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"the keys are {', '.join(known)}"
-    return ConfigurationError(f"{config.file}: unknown key {key!r}: {hint}")
+    if isinstance(config.file_options[name], Mapping):
+        hint = "write psnc's keys side by side, and no table among them"
+    elif close:
+        hint = f"did you mean {close[0]!r}?"
+    elif _some_plugin_is_kept_out(config):
+        # It may well be that plugin's: who keeps it out need not change the file for it.
+        return
+    else:
+        hint = f"the keys are {', '.join(known)}"
+    raise ConfigurationError(f"{config.file}: unknown key {key!r}: {hint}")
+
+
+def _some_plugin_is_kept_out(config: Config) -> bool:
+    from psnc.manager import BUILT_IN_PLUGINS
+
+    kept_out = {
+        choice.removeprefix("no:")
+        for number, choice in enumerate(config.plugins)
+        if choice.startswith("no:") and choice.removeprefix("no:") not in config.plugins[number:]
+    }
+    return not config.load_installed or not kept_out <= set(BUILT_IN_PLUGINS)
+
+
+def _converted(value: Any, kind: type) -> Any:
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    return value
+
+
+def _is_flag(flag: Any) -> bool:
+    return isinstance(flag, str) and _FLAG.fullmatch(flag) is not None
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    """Tell whether a value is of a type; to Python a ``bool`` is an ``int`` as well."""
+    return isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
 
 
 def _name(kind: type) -> str:

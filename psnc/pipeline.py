@@ -324,7 +324,9 @@ class Pipeline(Generic[T]):
         if self.track_metrics and self.sink is not None:
             _ = self.configured_store_url, self.config_hash
         state = {key: value for key, value in self.__dict__.items() if key != "_run"}
-        return {**state, "_plugin_config": active_config()}
+        # That of a copy that is passed on, in a process that had no use for plugins itself.
+        carried = self.__dict__.get("_plugin_config")
+        return {**state, "_plugin_config": active_config() or carried or plugin_manager().config}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

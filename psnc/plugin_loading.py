@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import inspect
 import linecache
 import os
 import sys
@@ -53,6 +54,8 @@ class PluginOrigin:
         The entry point's value, the module, or the file's path.
     distribution, version : str
         The installed distribution; empty where there is none.
+    named_by : str
+        What names it: ``-p``, ``PSNC_PLUGINS`` or a configuration file.
     """
 
     name: str
@@ -60,16 +63,27 @@ class PluginOrigin:
     reference: str = ""
     distribution: str = ""
     version: str = ""
+    named_by: str = ""
 
     def __str__(self) -> str:
         """Return what a person needs to find it."""
         if self.kind == "installed":
             return f"{self.distribution} {self.version} (entry point {self.entry_point})"
         if self.kind == "named":
-            return f"-p {self.name}"
+            return f"-p {self.name}" if self.named_by in ("", "-p") else self.named_by
         if self.kind == "local":
             return self.reference
         return "psnc itself" if self.kind == "built-in" else "the program"
+
+    @property
+    def title(self) -> str:
+        """What ``-p no:NAME`` knows it by: all local plugins have one name."""
+        return LOCAL_NAME if self.kind == "local" else self.name
+
+    @property
+    def described(self) -> str:
+        """Which plugin it is and where it comes from, to begin a message with."""
+        return f"{self}" if self.kind == "local" else f"plugin {self.name!r} of {self}"
 
     @property
     def entry_point(self) -> str:
@@ -103,9 +117,19 @@ def find_plugins(config: Config, built_in: Mapping[str, str]) -> Iterator[Plugin
         if by_entry_point:
             yield from by_entry_point
         else:
-            yield PluginOrigin(name, "named", name)
+            yield PluginOrigin(name, "named", name, named_by=_named_by(name, config))
     for path in config.local_plugins:
         yield PluginOrigin(path, "local", path)
+
+
+def _named_by(name: str, config: Config) -> str:
+    from psnc.settings import plugins_of_environment, plugins_of_file
+
+    if name in plugins_of_environment():
+        return "PSNC_PLUGINS"
+    if config.file is not None and name in plugins_of_file(config.file):
+        return config.file
+    return "-p"
 
 
 def _installed() -> Iterator[PluginOrigin]:
@@ -152,14 +176,17 @@ def _import_module(name: str, origin: PluginOrigin) -> Any:
 
 def _import_file(origin: PluginOrigin) -> ModuleType:
     path = Path(origin.reference)
-    name = LOCAL_NAME
-    loaded = sys.modules.get(name)
-    if loaded is not None and getattr(loaded, "__file__", None) != str(path):
-        # The same path has the same name in every process, since what it defines may travel.
-        name = f"{LOCAL_NAME}_{zlib.crc32(os.fsencode(path)):08x}"
+    # The plain name, which is in the hash of a pipeline that uses its classes, goes to the first.
+    by_path = f"{LOCAL_NAME}_{zlib.crc32(os.fsencode(path)):08x}"
+    for name in (LOCAL_NAME, by_path):
         loaded = sys.modules.get(name)
-    if loaded is not None:
-        return loaded
+        file = getattr(loaded, "__file__", None)
+        if loaded is not None and file and os.path.realpath(file) == os.path.realpath(path):
+            return loaded
+    name = by_path if LOCAL_NAME in sys.modules else LOCAL_NAME
+    if str(path.parent) not in sys.path:
+        # It may import what lies beside it.
+        sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None  # its name ends in .py
     assert spec.loader is not None
@@ -170,23 +197,30 @@ def _import_file(origin: PluginOrigin) -> ModuleType:
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise PluginError(_import_problem(origin, name, error)) from error
+    # In another process it may have had the other name, and what is pickled there comes here.
+    sys.modules.setdefault(by_path, module)
     return module
 
 
 def _import_problem(origin: PluginOrigin, module: str, error: BaseException) -> str:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    text = error.msg if isinstance(error, SyntaxError) else error
+    reason = " ".join(f"{type(error).__name__}: {text}".split())
     missing = isinstance(error, ModuleNotFoundError) and error.name is not None
     is_missing = missing and f"{module}.".startswith(f"{error.name}.")  # type: ignore[attr-defined]
     where = _line_at_fault(error)
     if origin.kind == "local":
-        return f"{origin}: importing it raised {reason}{where}: mend it, or move it away"
+        return (
+            f"{origin}: importing it raised {reason}{where}: mend it, or run with "
+            f"-p no:{LOCAL_NAME}"
+        )
     if origin.kind == "named":
-        if is_missing:
+        named = f"{origin}" if origin.name in str(origin) else f"{origin} names {origin.name}"
+        if is_missing or not where:
             return (
-                f"{origin}: no installed plugin has this name, and it cannot be imported as a "
-                f"module ({error}): check the spelling"
+                f"{named}: no installed plugin has this name, and it cannot be imported as a "
+                f"module ({error}): {_advice(origin.name)}"
             )
-        return f"{origin}: importing it raised {reason}{where}"
+        return f"{named}: importing it raised {reason}{where}"
     if is_missing:
         problem = f"names a module that is not there ({error})"
     elif isinstance(error, AttributeError) and not where:
@@ -194,9 +228,16 @@ def _import_problem(origin: PluginOrigin, module: str, error: BaseException) -> 
     else:
         problem = f"raised {reason}{where}"
     return (
-        f"plugin {origin.name!r} of {origin} {problem}: mend or uninstall {origin.distribution}, "
+        f"{origin.described} {problem}: mend or uninstall {origin.distribution}, "
         f"or run with -p no:{origin.name}"
     )
+
+
+def _advice(name: str) -> str:
+    if name.endswith(".py") or os.sep in name:
+        return f"give a module's name, not a file's, such as {Path(name).stem}"
+    known = [each.name for each in _installed()]
+    return _suggestion(name, known, "check the spelling")
 
 
 def _line_at_fault(error: BaseException) -> str:
@@ -222,7 +263,7 @@ def check_hooks(
     implementations: Iterable[tuple[str, Any, bool]],
     hooks: Mapping[str, tuple[str, ...]],
 ) -> None:
-    """Refuse a plugin with a hook, or an argument of one, that does not exist.
+    """Refuse a plugin with a hook that psnc would not call, or not as the author means it.
 
     Parameters
     ----------
@@ -241,19 +282,19 @@ def check_hooks(
     PluginError
         For the first such function: its file and line, and what it probably should be.
     """
-    marked = set()
+    marked: set[str] = set()
     for hook, function, optional in implementations:
-        marked.add(getattr(function, "__name__", hook))
+        marked |= {hook, getattr(function, "__name__", hook)}
         if hook not in hooks:
             if optional:
                 continue
             raise PluginError(
-                f"{_of(origin)}: there is no hook {hook!r} ({_place(function)}): "
+                f"{origin.described}: there is no hook {hook!r} ({_place(function)}): "
                 f"{_suggestion(hook, hooks, 'psnc hooks lists those there are')}"
             )
         _check_arguments(hook, function, hooks[hook], origin)
-    if isinstance(plugin, ModuleType):
-        _check_unmarked(plugin, origin, marked, hooks)
+        _check_callable(hook, function, plugin, origin)
+    _check_unmarked(plugin, origin, marked, hooks)
 
 
 def _check_arguments(
@@ -265,26 +306,46 @@ def _check_arguments(
         if name not in arguments:
             takes = f"the hook has {', '.join(arguments) or 'no arguments'}"
             raise PluginError(
-                f"{_of(origin)}: {hook} has no argument {name!r} ({_place(function)}): "
+                f"{origin.described}: {hook} has no argument {name!r} ({_place(function)}): "
                 f"{_suggestion(name, arguments, takes)}"
             )
 
 
+def _check_callable(hook: str, function: Any, plugin: Any, origin: PluginOrigin) -> None:
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise PluginError(
+            f"{origin.described}: {hook} is async ({_place(function)}): write it with a plain def"
+        )
+    if isinstance(plugin, type) and isinstance(
+        inspect.getattr_static(plugin, function.__name__, None), FunctionType
+    ):
+        name = plugin.__qualname__
+        raise PluginError(
+            f"{origin.described}: {hook} needs an object of the class {name} "
+            f"({_place(function)}): make one, as in plugin = {name}(), and name that"
+        )
+
+
 def _check_unmarked(
-    module: ModuleType, origin: PluginOrigin, marked: set[str], hooks: Iterable[str]
+    plugin: Any, origin: PluginOrigin, marked: set[str], hooks: Iterable[str]
 ) -> None:
     for name in hooks:
-        function = vars(module).get(name)
-        own = isinstance(function, FunctionType) and function.__module__ == module.__name__
-        if own and name not in marked:
+        function = _own_function(plugin, name)
+        if function is not None and name not in marked:
             raise PluginError(
-                f"{_of(origin)}: {name} is not marked as a hook ({_place(function)}): decorate it "
-                "with @psnc.hookimpl"
+                f"{origin.described}: {name} is not marked as a hook ({_place(function)}): "
+                "decorate it with @psnc.hookimpl"
             )
 
 
-def _of(origin: PluginOrigin) -> str:
-    return f"plugin {origin.name!r} of {origin}" if origin.kind != "local" else str(origin)
+def _own_function(plugin: Any, name: str) -> FunctionType | None:
+    """Return a function that a module defines rather than imports, or a plugin's class has."""
+    if not isinstance(plugin, ModuleType):
+        function = inspect.getattr_static(plugin, name, None)
+        return function if isinstance(function, FunctionType) else None
+    function = vars(plugin).get(name)
+    own = isinstance(function, FunctionType) and function.__module__ == plugin.__name__
+    return function if own else None
 
 
 def _suggestion(name: str, known: Iterable[str], otherwise: str) -> str:

@@ -13,9 +13,19 @@ from typing import Any, get_args
 from psnc.config import Config, Durability
 from psnc.errors import ConfigurationError
 
-__all__ = ["LOCAL_PLUGINS", "SETTINGS", "default_config", "read_config"]
+__all__ = [
+    "LOCAL_PLUGINS",
+    "SETTINGS",
+    "default_config",
+    "plugins_of_environment",
+    "plugins_of_file",
+    "read_config",
+    "working_directory",
+]
 
 LOCAL_PLUGINS = "psnc_plugins.py"
+
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 def default_config() -> Config:
@@ -26,7 +36,7 @@ def default_config() -> Config:
     """
     program = getattr(sys.modules["__main__"], "__file__", None)
     beside = [Path(program).absolute().parent] if program else []
-    return read_config(beside=[Path.cwd(), *beside])
+    return read_config(beside=[*beside, working_directory()])
 
 
 def read_config(*, plugins: Iterable[str] = (), beside: Iterable[Path] = ()) -> Config:
@@ -42,48 +52,93 @@ def read_config(*, plugins: Iterable[str] = (), beside: Iterable[Path] = ()) -> 
     Raises
     ------
     ConfigurationError
-        If the configuration file cannot be read, or says something that means nothing.
+        If the configuration file cannot be read, or says something that means nothing, or if what
+        is given names no plugin.
     """
-    file, table = _read_file(Path.cwd())
+    file, table = _read_file(working_directory())
     settings = {key: table[key] for key in SETTINGS if key in table}
     for key, value in settings.items():
         settings[key] = SETTINGS[key](value, f"{file}: {key.replace('_', '-')}")
-    named = (*settings.pop("plugins", ()), *_plugins_of_environment(), *plugins)
-    store = os.environ.get("PSNC_STORE") or settings.pop("store", None)
+    given = tuple(_choice(each, "-p") for each in plugins)
+    named = (*settings.pop("plugins", ()), *plugins_of_environment(), *given)
+    store = settings.pop("store", None)
     return Config(
         plugins=named,
         local_plugins=tuple(_local_plugins(beside)),
-        load_installed=not os.environ.get("PSNC_DISABLE_INSTALLED_PLUGINS"),
-        store=store,
+        load_installed=os.environ.get("PSNC_DISABLE_INSTALLED_PLUGINS", "") in ("", "0"),
+        store=os.environ.get("PSNC_STORE") or store,
         file=None if file is None else str(file),
         file_options={key: value for key, value in table.items() if key not in SETTINGS},
         **settings,
     )
 
 
-def _plugins_of_environment() -> tuple[str, ...]:
+def working_directory() -> Path:
+    """Return the working directory.
+
+    Raises
+    ------
+    ConfigurationError
+        If somebody has removed it.
+    """
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise ConfigurationError(
+            "the working directory is not there any more: go to one that is (cd)"
+        ) from error
+
+
+def plugins_of_environment() -> tuple[str, ...]:
+    """Return what ``PSNC_PLUGINS`` names.
+
+    Raises
+    ------
+    ConfigurationError
+        If an entry names no plugin.
+    """
     names = os.environ.get("PSNC_PLUGINS", "").split(",")
-    return tuple(name.strip() for name in names if name.strip())
+    return tuple(_choice(name.strip(), "PSNC_PLUGINS") for name in names if name.strip())
+
+
+def plugins_of_file(path: str) -> tuple[str, ...]:
+    """Return what a configuration file names.
+
+    Raises
+    ------
+    ConfigurationError
+        If the file cannot be read, or an entry names no plugin.
+    """
+    file = Path(path)
+    table = _parse(file)
+    own = table if file.name == "psnc.toml" else table["tool"]["psnc"]
+    return _plugin_names(own.get("plugins", []), f"{path}: plugins")
 
 
 def _local_plugins(beside: Iterable[Path]) -> list[str]:
-    found = []
+    # By where they really are: a file that is reached in two ways is loaded once.
+    found: dict[str, str] = {}
     for directory in beside:
-        path = str(directory.absolute() / LOCAL_PLUGINS)
-        if path not in found and os.path.isfile(path):
-            found.append(path)
-    return found
+        path = directory.absolute() / LOCAL_PLUGINS
+        if os.path.isfile(path):
+            real = os.path.realpath(path)
+            found.setdefault(real, real if ".." in path.parts else str(path))
+    return list(found.values())
 
 
 def _read_file(start: Path) -> tuple[Path | None, Mapping[str, Any]]:
     """Return the nearest configuration file at or above a directory, and its table."""
     for directory in (start, *start.parents):
         own = directory / "psnc.toml"
-        if own.is_file():
+        # A link that leads nowhere too: somebody means it to be read.
+        if os.path.lexists(own):
             return own, _normalised(_parse(own), own)
         shared = directory / "pyproject.toml"
-        if shared.is_file() and "psnc" in (tools := _parse(shared).get("tool", {})):
-            return shared, _normalised(tools["psnc"], shared)
+        # Not Path.is_file, which raises where the directory may not be looked into.
+        if os.path.isfile(shared):
+            tools = _parse(shared).get("tool")
+            if isinstance(tools, dict) and "psnc" in tools:
+                return shared, _normalised(tools["psnc"], shared)
     return None, {}
 
 
@@ -93,7 +148,9 @@ def _parse(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is not valid TOML: {error}") from error
     except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+        raise ConfigurationError(
+            f"{path} cannot be read ({error.strerror}): mend it, or move it away"
+        ) from error
 
 
 def _normalised(table: Any, path: Path) -> dict[str, Any]:
@@ -103,7 +160,9 @@ def _normalised(table: Any, path: Path) -> dict[str, Any]:
     for key, value in table.items():
         name = key.replace("-", "_")
         if name in normal:
-            raise ConfigurationError(f"{path}: {key!r} is there twice, with - and with _")
+            raise ConfigurationError(
+                f"{path}: {key!r} is there twice, with - and with _: remove one"
+            )
         normal[name] = value
     return normal
 
@@ -112,9 +171,18 @@ def _normalised(table: Any, path: Path) -> dict[str, Any]:
 
 
 def _plugin_names(value: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
         raise ConfigurationError(f'{where} is {value!r}: give a list such as ["NAME", "no:NAME"]')
-    return tuple(value)
+    return tuple(_choice(each, where) for each in value)
+
+
+def _choice(value: str, where: str) -> str:
+    name = value.removeprefix("no:")
+    if not name or name != name.strip():
+        raise ConfigurationError(f"{where}: {value!r} names no plugin: write NAME or no:NAME")
+    if "," in name:
+        raise ConfigurationError(f"{where}: {value!r} has a comma: name one plugin at a time")
+    return value
 
 
 def _truth(value: Any, where: str) -> bool:
@@ -124,10 +192,9 @@ def _truth(value: Any, where: str) -> bool:
 
 
 def _level(value: Any, where: str) -> int:
-    level = logging.getLevelNamesMapping().get(value.upper()) if isinstance(value, str) else None
-    if level is None:
-        raise ConfigurationError(f"{where} is {value!r}: give DEBUG, INFO, WARNING or ERROR")
-    return level
+    if not isinstance(value, str) or value.upper() not in _LEVELS:
+        raise ConfigurationError(f"{where} is {value!r}: choose one of {', '.join(_LEVELS)}")
+    return logging.getLevelNamesMapping()[value.upper()]
 
 
 def _durability(value: Any, where: str) -> str:
@@ -138,9 +205,11 @@ def _durability(value: Any, where: str) -> str:
     return str(value)
 
 
-def _text(value: Any, where: str) -> str:
+def _store_url(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value:
-        raise ConfigurationError(f"{where} is {value!r}: give text")
+        raise ConfigurationError(
+            f'{where} is {value!r}: give a URL or the path of a database, such as "runs.db"'
+        )
     return value
 
 
@@ -149,5 +218,5 @@ SETTINGS: dict[str, Callable[[Any, str], Any]] = {
     "strict_plugins": _truth,
     "log_level": _level,
     "durability": _durability,
-    "store": _text,
+    "store": _store_url,
 }

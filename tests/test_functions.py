@@ -533,8 +533,6 @@ psnc.SequenceSource([1]).write(save(Path()))
 
 @pytest.mark.slow
 def test_a_user_s_file_passes_a_strict_type_checker(tmp_path: Path) -> None:
-    pytest.importorskip("mypy")
-
     def check(text: str) -> list[str]:
         (tmp_path / "typed.py").write_text(text)
         command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "typed.py"]

@@ -49,22 +49,25 @@ class _Group(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+        problems: list[PsncError] = []
         try:
             manager = load_manager(group_plugins(ctx), strict=False)
-            added = plugin_commands(manager, _COMMANDS)
         except PsncError as error:
             formatter.write_paragraph()
-            formatter.write_text(f"No commands of plugins: {error}")
+            formatter.write(f"No commands of plugins: {error}\n")
             return
-        for plugin in dict.fromkeys(plugin for plugin, _ in added.values()):
+        added = plugin_commands(manager, _COMMANDS, problems)
+        by_plugin: dict[str, list[tuple[str, str]]] = {}
+        for name, (plugin, command) in added.items():
+            if not command.hidden:
+                summary = command.get_short_help_str(limit=formatter.width)
+                by_plugin.setdefault(plugin, []).append((name, summary))
+        for plugin, commands in by_plugin.items():
             with formatter.section(f"Commands of the plugin {plugin}"):
-                formatter.write_dl(
-                    [
-                        (name, command.get_short_help_str(limit=formatter.width))
-                        for name, (owner, command) in added.items()
-                        if owner == plugin
-                    ]
-                )
+                formatter.write_dl(commands)
+        for problem in problems:
+            formatter.write_paragraph()
+            formatter.write(f"Commands are missing: {problem}\n")
         if manager.failures:
             formatter.write_paragraph()
             formatter.write_text("Some plugins could not be loaded: psnc plugins says why.")

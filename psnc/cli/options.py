@@ -6,16 +6,17 @@ import functools
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from psnc.errors import PluginError
+from psnc.errors import PluginError, PsncError
 
 if TYPE_CHECKING:
     from psnc.manager import PluginManager
+    from psnc.plugin_loading import PluginOrigin
 
 __all__ = [
     "debug_option",
@@ -41,7 +42,7 @@ plugin_option = click.option(
     metavar="NAME",
     # Before --help, which lists what plugins add.
     is_eager=True,
-    help="Load a plugin; no:NAME, don't.",
+    help="Load a plugin or a module; no:NAME keeps one out.",
 )
 
 
@@ -55,14 +56,15 @@ def load_manager(
     plugins : iterable of str
         As ``-p`` gives them, before and after the command's name.
     beside : iterable of Path
-        Directories, besides the working directory, whose plugin file is loaded.
+        Directories, besides the working directory, whose plugin file is loaded before its own.
     strict : bool
         Whether a plugin that cannot be loaded is an error.
     """
     from psnc.manager import PluginManager
-    from psnc.settings import read_config
+    from psnc.settings import read_config, working_directory
 
-    manager = PluginManager(read_config(plugins=plugins, beside=[Path.cwd(), *beside]))
+    config = read_config(plugins=plugins, beside=[*beside, working_directory()])
+    manager = PluginManager(config)
     manager.load_plugins()
     if strict:
         manager.require_plugins()
@@ -114,9 +116,9 @@ def pipeline_directories(arguments: Iterable[str]) -> list[Path]:
     found = []
     for argument in arguments:
         place, separator, _ = argument.rpartition(":")
-        if argument.endswith(_PIPELINE_FILES) or (separator and place.endswith(".py")):
+        if argument.lower().endswith(_PIPELINE_FILES) or (separator and place.endswith(".py")):
             file = Path(place if place.endswith(".py") else argument)
-        elif separator and re.fullmatch(r"[\w.]+", place):
+        elif separator and re.fullmatch(r"\w+(\.\w+)*", place):
             file = _module_file(place) or Path()
         else:
             continue
@@ -147,9 +149,18 @@ def _module_file(name: str) -> Path | None:
 
 
 def plugin_commands(
-    manager: PluginManager, own: Iterable[str]
+    manager: PluginManager, own: Iterable[str], problems: list[PsncError] | None = None
 ) -> dict[str, tuple[str, click.Command]]:
     """Return the commands that plugins add, by name, each with its plugin's name.
+
+    Parameters
+    ----------
+    manager : PluginManager
+        Has the plugins.
+    own : iterable of str
+        The names of psnc's own commands.
+    problems : list of PsncError, optional
+        Takes the errors, for a listing that goes on; without it they are raised.
 
     Raises
     ------
@@ -160,13 +171,26 @@ def plugin_commands(
     commands: dict[str, tuple[str, click.Command]] = {}
     for origin, function in manager.implementations("psnc_add_commands"):
         group = click.Group()
-        manager.call_or_raise("psnc_add_commands", origin, function, group)
+        try:
+            manager.call_or_raise("psnc_add_commands", origin, function, group)
+            _refuse_taken_names(origin, group.commands, taken)
+        except PsncError as error:
+            if problems is None:
+                raise
+            problems.append(error)
+            continue
         for name, command in group.commands.items():
-            if name in taken:
-                raise PluginError(
-                    f"plugin {origin.name!r} of {origin} adds the command {name!r}, which "
-                    f"{taken[name]} has already: rename it, or run with -p no:{origin.name}"
-                )
-            taken[name] = f"plugin {origin.name!r}"
-            commands[name] = (origin.name, command)
+            taken[name] = f"plugin {origin.title!r}"
+            commands[name] = (origin.title, command)
     return commands
+
+
+def _refuse_taken_names(
+    origin: PluginOrigin, names: Iterable[str], taken: Mapping[str, str]
+) -> None:
+    for name in names:
+        if name in taken:
+            raise PluginError(
+                f"{origin.described} adds the command {name!r}, which {taken[name]} has already: "
+                f"rename it, or run with -p no:{origin.title}"
+            )

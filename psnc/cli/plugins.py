@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import click
 
 from psnc.cli.options import debug_option, group_plugins, load_manager, plugin_option
@@ -54,9 +56,12 @@ def hooks(name: str | None, markdown: bool) -> None:
     if name is None:
         _print_hooks(docs)
         return
-    chosen = next((doc for doc in docs if doc.name == name), None)
+    by_name = {doc.name: doc for doc in docs}
+    chosen = by_name.get(name) or by_name.get(f"psnc_{name}")
     if chosen is None:
-        raise PluginError(f"there is no hook {name!r}: psnc hooks lists those there are")
+        close = difflib.get_close_matches(name, by_name, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "psnc hooks lists those there are"
+        raise PluginError(f"there is no hook {name!r}: {hint}")
     _print_hook(chosen)
 
 
@@ -73,6 +78,16 @@ def _kept_out(manager: PluginManager) -> list[str]:
     return sorted(name for name in named if manager.is_blocked(name))
 
 
+def _unknown(manager: PluginManager) -> set[str]:
+    """Return what is kept out and would not have been loaded anyway: misspelt, perhaps."""
+    from psnc.manager import BUILT_IN_PLUGINS
+    from psnc.plugin_loading import find_plugins
+
+    everything = attrs.evolve(manager.config, load_installed=True)
+    there = {origin.title for origin in find_plugins(everything, BUILT_IN_PLUGINS)}
+    return set(_kept_out(manager)) - there
+
+
 def _as_json(manager: PluginManager) -> dict[str, Any]:
     return {
         "loaded": [
@@ -84,6 +99,7 @@ def _as_json(manager: PluginManager) -> dict[str, Any]:
             {**_origin_json(failure.origin), "reason": failure.reason}
             for failure in manager.failures
         ],
+        "installed_are_loaded": manager.config.load_installed,
         "configuration_file": manager.config.file,
     }
 
@@ -99,20 +115,24 @@ def _origin_json(origin: PluginOrigin) -> dict[str, str]:
 
 
 def _print_plugins(manager: PluginManager) -> None:
-    width = max(map(len, map(_title, manager.origins.values())), default=0)
+    width = max((len(origin.title) for origin in manager.origins.values()), default=0)
     for number, (name, origin) in enumerate(manager.origins.items(), 1):
-        click.echo(f"{number:2}  {_title(origin):{width}}  {_source(origin)}")
+        click.echo(f"{number:2}  {origin.title:{width}}  {_source(origin)}")
         _print_wrapped(", ".join(_hooks_of(manager, name)) or "no hooks", indent=4)
     if kept_out := _kept_out(manager):
-        click.echo(f"kept out: {', '.join(kept_out)}")
+        unknown = _unknown(manager)
+        names = [f"{name} (not there)" if name in unknown else name for name in kept_out]
+        click.echo(f"kept out: {', '.join(names)}")
+    if not manager.config.load_installed:
+        _print_wrapped(
+            "plugins that are installed are not loaded: PSNC_DISABLE_INSTALLED_PLUGINS is set",
+            indent=0,
+        )
     if manager.config.file is not None:
         click.echo(f"configuration file: {manager.config.file}")
     for failure in manager.failures:
-        _print_wrapped(f"failed to load: {failure.reason}", indent=0)
-
-
-def _title(origin: PluginOrigin) -> str:
-    return "psnc_plugins" if origin.kind == "local" else origin.name
+        # In one line: it names files.
+        click.echo(f"failed to load: {failure.reason}")
 
 
 def _source(origin: PluginOrigin) -> str:
@@ -120,7 +140,9 @@ def _source(origin: PluginOrigin) -> str:
         return f"{origin.distribution} {origin.version}, {origin.reference}"
     if origin.kind == "built-in":
         return f"built in, {origin.reference}"
-    return f"-p, {origin.reference}" if origin.kind == "named" else origin.reference
+    if origin.kind == "named":
+        return f"{origin.named_by}, {origin.reference}"
+    return origin.reference
 
 
 # --- hooks ------------------------------------------------------------------------------------
@@ -134,6 +156,10 @@ def _print_hooks(docs: list[HookDoc]) -> None:
             section = doc.section
         _print_wrapped(f"{doc.signature}", indent=2)
         _print_wrapped(_plain(f"{doc.process.rstrip('.')}: {doc.summary}"), indent=6)
+    click.echo()
+    _print_wrapped("To use one, write a function of its name, and mark it with @psnc.hookimpl.", 0)
+    _print_wrapped("psnc hooks NAME says all of one, with an example.", 0)
+    _print_words()
 
 
 def _print_hook(doc: HookDoc) -> None:
@@ -144,6 +170,20 @@ def _print_hook(doc: HookDoc) -> None:
         _print_wrapped(f"{fact}: {_plain(getattr(doc, fact))}", indent=2)
     for name, description in doc.arguments.items():
         _print_wrapped(f"{name}: {_plain(description)}", indent=2)
+    click.echo()
+    click.echo(f"from psnc import hookimpl\n\n@hookimpl\ndef {doc.signature}:\n    ...\n")
+    if doc.arguments:
+        _print_wrapped("Leave out the arguments that you do not need.", 0)
+    _print_words()
+
+
+def _print_words() -> None:
+    _print_wrapped(
+        "The driver is the process that starts a run. A worker is one that runs indices, which may "
+        "be the driver itself. A contained error is logged and counted, and the run goes on; one "
+        "that is raised ends the command or the run.",
+        0,
+    )
 
 
 def _plain(text: str) -> str:

@@ -109,20 +109,21 @@ def _refuse_taken_flags(options: list[PluginOption], own: list[click.Parameter])
 
 
 def _as_click_option(option: PluginOption) -> click.Option:
-    kinds: dict[type, Any] = {Path: click.Path(path_type=Path)}
     is_flag = option.type is bool
+    flags = f"{option.flag}/--no-{option.flag[2:]}" if is_flag else option.flag
+    has_default = option.default not in (None, False, ())
     return click.Option(
-        [option.flag, f"plugin_option_{option.name}"],
-        type=click.Choice(option.choices)
-        if option.choices
-        else kinds.get(option.type, option.type),
-        is_flag=is_flag,
+        [flags, f"plugin_option_{option.name}"],
+        type=click.Choice(option.choices) if option.choices else _click_type(option.type),
         # Not given is neither the default nor false: the configuration file is asked then.
         default=None,
         multiple=option.multiple,
-        help=option.help,
-        metavar=None if is_flag or option.choices else option.type.__name__.upper(),
+        help=option.help + (f"  [default: {option.default}]" if has_default else ""),
     )
+
+
+def _click_type(kind: type) -> Any:
+    return click.Path(path_type=Path) if kind is Path else kind
 
 
 @click.command(cls=_RunCommand)

@@ -12,9 +12,11 @@ import click
 from psnc.cli.options import debug_option, with_plugins
 
 if TYPE_CHECKING:
-    from psnc.discovery import Listed
+    from psnc.discovery import Listed, ListedParameter
 
 __all__ = ["backends", "stages"]
+
+_LONGEST_DEFAULT = 60
 
 
 @click.command()
@@ -53,6 +55,8 @@ def backends(as_json: bool) -> None:
         return
     for each in listed:
         _print_listed(each)
+    if not listed:
+        click.echo("no backends")
 
 
 def _offered_stages() -> list[Listed]:
@@ -72,16 +76,30 @@ def _stages_in(place: str) -> list[Listed]:
 
 def _print_listed(each: Listed) -> None:
     click.echo(f"  {each.name}")
-    _print_wrapped(f"{each.reference} ({each.origin})", indent=6)
+    # In one line, to be copied.
+    click.echo(f"      {each.reference} ({each.origin})")
     if each.description:
         _print_wrapped(each.description.replace("``", ""), indent=6)
     if each.parameters is None:
-        module = each.reference.partition(":")[0]
-        _print_wrapped(f"parameters: psnc stages {module} tells", indent=6)
+        _print_wrapped(f"parameters unknown: {_reason(each)}", indent=6)
         return
     for parameter in each.parameters:
-        text = f"{parameter}  {parameter.description}".rstrip()
+        text = f"{_shortened(parameter)}  {parameter.description}".rstrip()
         _print_wrapped(text.replace("``", ""), indent=6)
+
+
+def _reason(each: Listed) -> str:
+    module = each.reference.partition(":")[0]
+    if each.problem or each.kind == "backend":
+        return each.problem or f"the text of {module} does not tell them"
+    return f"psnc stages {module} imports the module and shows them"
+
+
+def _shortened(parameter: ListedParameter) -> ListedParameter:
+    default = parameter.default
+    if default is None or len(default) <= _LONGEST_DEFAULT:
+        return parameter
+    return attrs.evolve(parameter, default=f"{default[:_LONGEST_DEFAULT]}…")
 
 
 def _print_wrapped(text: str, indent: int) -> None:
