@@ -98,7 +98,8 @@ class Run:
                 )
             return
         try:
-            self._refuse_other_directory(store)
+            if create:
+                self._refuse_other_directory(store)
             store.attach(self)
         except BaseException:
             store.close()
@@ -145,19 +146,22 @@ class Run:
         The hash is that of the parameters as given, so that ``data_dir="data"`` has the same
         hash everywhere, while the files it means depend on the working directory.
         """
+        holds_many_runs = "://" in self.pipeline.configured_store_url
+        if holds_many_runs and not self.pipeline.resume:
+            return
         recorded = [row for row in store.runs() if row.config_hash == self.config_hash]
-        if not recorded or recorded[0].run_dir == self.run_dir:
+        if not recorded or recorded[-1].run_dir == self.run_dir:
             return
         for text in text_values(self.pipeline.config):
             if not text or os.path.isabs(text):
                 continue
             if any(
                 os.path.exists(os.path.join(each, text))
-                for each in (self.run_dir, recorded[0].run_dir)
+                for each in (self.run_dir, recorded[-1].run_dir)
             ):
                 place = shown_url(self.pipeline.configured_store_url)
                 raise StoreError(
-                    f"{place} was recorded in {recorded[0].run_dir}, "
+                    f"{place} was recorded in {recorded[-1].run_dir}, "
                     f"where the relative path {text!r} is another than in {self.run_dir}: run from "
                     "there, give absolute paths, or choose another db_dir"
                 )

@@ -105,6 +105,7 @@ class CheckpointStore(ABC):
         (``run.config_hash``). Otherwise it is the run of this very pipeline, known by
         ``run.pipeline.instance_id``, which its copies in other processes share. A store whose
         URL names one run only, as the path of a SQLite file does, has one run of a configuration.
+        A pipeline that was attached before stays with its run.
         """
 
     @abstractmethod
@@ -157,7 +158,7 @@ class CheckpointStore(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Flush, and let go of every connection."""
+        """Flush, and let go of every connection; whatever is asked afterwards is refused."""
 
     # --- questions ----------------------------------------------------------------------------
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 import json
-import os
 import sqlite3
-import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -20,11 +17,11 @@ from psnc.builtin.checkpoint.connection import (
     raise_store_error,
     refuse_other_databases,
 )
-from psnc.builtin.checkpoint.writer import GroupWriter, storable_text
+from psnc.builtin.checkpoint.writer import Transaction, storable_text, write_group
 from psnc.config import Config
-from psnc.errors import StoreError
-from psnc.records import IndexRecord, WorkerInfo, utc_timestamp
-from psnc.store import CheckpointStore, Counts, IndexRow, RunRow, StageTotal
+from psnc.group_commit import GroupCommitStore, WorkerRow
+from psnc.records import IndexRecord, utc_timestamp
+from psnc.store import Counts, IndexRow, RunRow, StageTotal
 
 if TYPE_CHECKING:
     from psnc.run import Run
@@ -57,7 +54,7 @@ class _ThreadConnection:
         self.connection.close()
 
 
-class SQLiteStore(CheckpointStore):
+class SQLiteStore(GroupCommitStore):
     """Records to the SQLite database at ``path``; one connection a process and thread.
 
     Parameters
@@ -78,36 +75,22 @@ class SQLiteStore(CheckpointStore):
     def __init__(self, path: Path, *, create: bool, config: Config) -> None:
         self.path = path
         self._durability = config.durability
-        self._run_id: int | None = None
-        # Held by whichever thread is using the database, so that a fork can wait for all of them.
-        self._gate = threading.RLock()
         self._local = threading.local()
         self._connections: WeakSet[_ThreadConnection] = WeakSet()
         refuse_other_databases(path)
-        with _making:
+        super().__init__(config.durability)
+        with self.gate:
             self._new_connection(create=create)
-            _open_stores.add(self)
-        self._writer = GroupWriter(
-            path,
-            self._connection,
-            self._selected_run,
-            gate=self._gate,
-            one_by_one=config.durability != "grouped",
-        )
 
     # --- which run ----------------------------------------------------------------------------
 
     def attach(self, run: Run) -> None:
         """Find the run of this configuration, or begin to record one."""
-        with self._gate:
+        with self.gate:
             try:
                 self._attach(run)
             except sqlite3.Error as error:
                 raise_store_error(self.path, "write", error)
-
-    def select(self, run_id: int) -> None:
-        """Turn to a recorded run, to look at it."""
-        self._run_id = run_id
 
     def runs(self) -> list[RunRow]:
         """List the recorded runs, oldest first."""
@@ -120,72 +103,46 @@ class SQLiteStore(CheckpointStore):
 
     def lookup(self, index: int) -> tuple[str, ...] | None:
         """Return the output paths of a completed index, written or still waiting."""
-        pending = self._writer.pending(index)
-        if pending is not None:
-            return pending.output_paths if pending.status == "completed" else None
-        with self._gate:
+        pending = self.pending(index)
+        if pending is not None and pending.status == "completed":
+            return pending.output_paths
+        with self.gate:
             try:
-                row = self._connection().execute(_LOOKUP, (self._selected_run(), index)).fetchone()
+                row = self._connection().execute(_LOOKUP, (self.run_id, index)).fetchone()
             except sqlite3.Error as error:
                 raise_store_error(self.path, "read", error)
         return tuple(json.loads(row[0])) if row else None
 
-    def index_started(self, worker: WorkerInfo, index: int) -> None:
-        """Note what a worker is at; in the database within 50 ms."""
-        self._writer.index_started(worker, index)
-
-    def worker_idle(self, worker: WorkerInfo) -> None:
-        """Note that a worker stopped before its index ended."""
-        self._writer.worker_idle(worker)
-
-    def record(self, record: IndexRecord) -> None:
-        """Record one index; in the database within 50 ms, or at once if it took that long."""
-        self._writer.record(record)
+    def write_group(
+        self, run_id: int, records: Sequence[IndexRecord], workers: Sequence[WorkerRow]
+    ) -> None:
+        """Write records and rows of workers in one transaction."""
+        try:
+            write_group(self._connection(), run_id, records, workers)
+        except sqlite3.Error as error:
+            raise_store_error(self.path, "write", error)
 
     def worker_gone(self, invocation_id: str, pid: int) -> None:
         """Note that a process died, whatever its workers were at."""
         query = "UPDATE workers SET current_index = NULL WHERE invocation_id = ? AND pid = ?"
-        self._writer.change([(query, (invocation_id, pid))])
+        self._change([(query, (invocation_id, pid))])
 
     def invocation_over(self, invocation_id: str) -> None:
         """Note that no worker of an invocation is at work any more."""
         query = "UPDATE workers SET current_index = NULL WHERE invocation_id = ?"
-        self._writer.change([(query, (invocation_id,))])
-
-    def flush(self) -> None:
-        """Return when all that was recorded is committed."""
-        self._writer.flush()
+        self._change([(query, (invocation_id,))])
 
     def reset(self) -> None:
         """Forget every index, log entry and worker of the run."""
-        run = (self._selected_run(),)
-        self._writer.change(
-            [(f"DELETE FROM {table} WHERE run_id = ?", run) for table in _RUN_TABLES]
-        )
-        self._writer.forget_workers()
+        run = (self.run_id,)
+        self._change([(f"DELETE FROM {table} WHERE run_id = ?", run) for table in _RUN_TABLES])
+        self.forget_workers()
 
     def reset_index(self, index: int) -> None:
         """Forget one index and its log entries."""
-        key = (self._selected_run(), index)
+        key = (self.run_id, index)
         where = "WHERE run_id = ? AND idx = ?"
-        self._writer.change([(f"DELETE FROM {table} {where}", key) for table in _INDEX_TABLES])
-
-    def close(self) -> None:
-        """Write what waits and close every thread's connection."""
-        _open_stores.discard(self)
-        try:
-            self._writer.close()
-        finally:
-            self.disconnect()
-
-    def close_at_exit(self) -> None:
-        """Close, and say on standard error what could not be written, unless it has been said."""
-        is_known = self._writer.failure_is_known
-        try:
-            self.close()
-        except StoreError as error:
-            if not is_known:
-                print(f"psnc: {error}", file=sys.stderr)
+        self._change([(f"DELETE FROM {table} {where}", key) for table in _INDEX_TABLES])
 
     # --- questions ----------------------------------------------------------------------------
 
@@ -287,27 +244,23 @@ class SQLiteStore(CheckpointStore):
 
     def stage_totals(self) -> list[StageTotal]:
         """Sum the stages' times over the completed indices."""
-        rows = self._query(_STAGE_TOTALS, self._selected_run())
+        rows = self._query(_STAGE_TOTALS, self.run_id)
         return [StageTotal(*row) for row in rows]
 
     # --- the machinery ------------------------------------------------------------------------
 
-    def hold(self) -> None:
-        """Wait until no thread uses the database, keep others out, and close every connection."""
-        self._gate.acquire()
-        self.disconnect()
-
-    def release(self) -> None:
-        """Let threads use the database again; each opens a connection anew."""
-        self._gate.release()
+    @property
+    def place(self) -> str:
+        """The database file."""
+        return str(self.path)
 
     def disconnect(self) -> None:
         """Close every thread's connection."""
-        with self._gate:
-            for each in list(self._connections):
-                each.close()
+        for each in list(self._connections):
+            each.close()
 
     def _connection(self) -> sqlite3.Connection:
+        self.refuse_if_closed()
         own: _ThreadConnection | None = getattr(self._local, "own", None)
         if own is None or own.closed:
             return self._new_connection(create=False)
@@ -319,11 +272,6 @@ class SQLiteStore(CheckpointStore):
         self._local.own = own
         self._connections.add(own)
         return connection
-
-    def _selected_run(self) -> int:
-        if self._run_id is None:
-            raise StoreError(f"{self.path}: no run is selected")
-        return self._run_id
 
     def _attach(self, run: Run) -> None:
         connection = self._connection()
@@ -339,20 +287,32 @@ class SQLiteStore(CheckpointStore):
             connection.execute(update, (run.total_indices, run_id))
         self._run_id = run_id
 
+    def _change(self, statements: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
+        """Write what waits, then run other statements, in one transaction."""
+        with self.gate:
+            self.flush()
+            connection = self._connection()
+            try:
+                with Transaction(connection):
+                    for statement, arguments in statements:
+                        connection.execute(statement, arguments)
+            except sqlite3.Error as error:
+                raise_store_error(self.path, "write", error)
+
     def _ask(self, query: str, order: str = "", *arguments: Any) -> list[Any]:
         """Run a query that ends in ``WHERE … AND`` over the selected run."""
-        return self._query(f"{query} run_id = ? {order}", *arguments, self._selected_run())
+        return self._query(f"{query} run_id = ? {order}", *arguments, self.run_id)
 
     def _ask_dicts(self, query: str, order: str = "", *arguments: Any) -> list[dict[str, Any]]:
         text = f"{query} run_id = ? {order}"
-        rows, names = self._read(text, (*arguments, self._selected_run()))
+        rows, names = self._read(text, (*arguments, self.run_id))
         return [dict(zip(names, row, strict=True)) for row in rows]
 
     def _query(self, text: str, *arguments: Any) -> list[Any]:
         return self._read(text, arguments)[0]
 
     def _read(self, text: str, arguments: tuple[Any, ...]) -> tuple[list[Any], list[str]]:
-        with self._gate:
+        with self.gate:
             try:
                 cursor = self._connection().execute(text, arguments)
                 return cursor.fetchall(), [column[0] for column in cursor.description]
@@ -374,45 +334,3 @@ _STAGE_TOTALS = """
     WHERE s.run_id = ? AND r.status = 'completed'
     GROUP BY stage_order, stage_name ORDER BY stage_order
 """
-
-_open_stores: WeakSet[SQLiteStore] = WeakSet()
-
-
-@atexit.register
-def _close_open_stores() -> None:
-    for store in list(_open_stores):
-        store.close_at_exit()
-
-
-# SQLite cannot be carried over a fork: the child would take over locks that it does not have, and
-# its writes would be lost. So no connection is open while the process forks.
-# Each thread that forks holds the stores that there are, and no new one is made meanwhile.
-_held = threading.local()
-_making = threading.RLock()
-
-
-def _hold_open_stores() -> None:
-    _making.acquire()
-    _held.stores = sorted(_open_stores, key=id)
-    for store in _held.stores:
-        store.hold()
-
-
-def _release_held() -> None:
-    stores, _held.stores = _held.stores, []
-    for store in reversed(stores):
-        store.release()
-    _making.release()
-
-
-def _leave_to_parent() -> None:
-    _release_held()
-    # What these stores still have to write is the parent's to write.
-    _open_stores.clear()
-
-
-os.register_at_fork(
-    before=_hold_open_stores,
-    after_in_parent=_release_held,
-    after_in_child=_leave_to_parent,
-)
