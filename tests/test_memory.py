@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from drivers import BACKENDS, jobs
-from stages_for_tests import Discard, Numbers, numbers_pipeline
+from stages_for_tests import Discard, Numbers, numbers_pipeline, wait_until
 
 from psnc import Filter, Pipeline, run_pipeline
+from psnc.builtin import memory
 
 MB = 1_000_000
 Query = Callable[..., Any]
@@ -28,11 +30,32 @@ class Allocate(Filter[int, int]):
     def __call__(self, items: Iterator[int]) -> Iterator[int]:
         for item in items:
             if item == self.at:
-                block = bytearray(200 * MB)
-                # A page counts once it is written to.
-                block[::4096] = b"x" * len(block[::4096])
-                del block
+                hold_200_mb()
             yield item
+
+
+class AllocateBeforeOthersBegin(Filter[int, int]):
+    """Index 0 holds 200 MB, lets them go, and then waits until index 1 is at work."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+
+    def __call__(self, items: Iterator[int]) -> Iterator[int]:
+        let_go, begun = (Path(self.directory, name) for name in ("let-go", "begun"))
+        for item in items:
+            if item == 0:
+                hold_200_mb()
+                let_go.touch()
+                wait_until(begun.exists)
+            else:
+                begun.touch()
+            yield item
+
+
+def hold_200_mb() -> None:
+    block = bytearray(200 * MB)
+    # A page counts once it is written to.
+    block[::4096] = b"x" * len(block[::4096])
 
 
 def _peaks(pipeline: Pipeline[Any], query: Query) -> list[int | None]:
@@ -97,6 +120,139 @@ def test_a_program_that_traces_memory_itself_goes_on_doing_so() -> None:
         assert tracemalloc.is_tracing()
     finally:
         tracemalloc.stop()
+
+
+def test_a_program_that_traces_memory_itself_finds_its_traces_and_its_peak() -> None:
+    tracemalloc.start()
+    try:
+        block = bytearray(30 * MB)
+        del block
+        kept = bytearray(10 * MB)
+        run_pipeline(Pipeline(Numbers(3), sink=Discard(), track_memory="python"))
+        size, peak = tracemalloc.get_traced_memory()
+        assert len(kept) <= size
+        assert 30 * MB < peak < 31 * MB
+        traces = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, __file__)])
+        assert any(trace.size >= len(kept) for trace in traces.traces)
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_peak_of_an_index_is_part_of_that_of_a_program_that_traces_itself() -> None:
+    tracemalloc.start()
+    try:
+        run_pipeline(Pipeline(Numbers(3), [Allocate(1)], Discard(), track_memory="python"))
+        assert tracemalloc.get_traced_memory()[1] > 200 * MB
+    finally:
+        tracemalloc.stop()
+
+
+def test_outside_of_a_run_memory_is_traced_only_while_an_index_runs() -> None:
+    class IsTracing(Filter[int, int]):
+        def __call__(self, items: Iterator[int]) -> Iterator[int]:
+            assert tracemalloc.is_tracing()
+            if next(items) == 1:
+                raise KeyboardInterrupt
+            return items
+
+    pipeline = Pipeline(Numbers(2), [IsTracing()], Discard(), track_memory="python")
+    try:
+        _ = pipeline[0]
+        assert not tracemalloc.is_tracing()
+        with pytest.raises(KeyboardInterrupt):
+            _ = pipeline[1]
+        assert not tracemalloc.is_tracing()
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_stage_that_stops_tracing_leaves_its_index_without_a_figure(query: Query) -> None:
+    class Stop(Filter[int, int]):
+        def __call__(self, items: Iterator[int]) -> Iterator[int]:
+            for item in items:
+                if item == 1:
+                    tracemalloc.stop()
+                yield item
+
+    pipeline = Pipeline(Numbers(3), [Stop()], Discard(), track_memory="python")
+    run_pipeline(pipeline, on_error="raise")
+    before, during, after = _peaks(pipeline, query)
+    assert before is not None
+    assert during is None
+    assert after is not None
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param(
+            True,
+            marks=pytest.mark.skipif(
+                sys.platform != "linux", reason="the kernel's high-water mark is Linux's"
+            ),
+        ),
+        "python",
+    ],
+)
+def test_an_index_keeps_its_peak_when_another_begins_beside_it(
+    mode: bool | Literal["python"], tmp_path: Path, query: Query
+) -> None:
+    stage = AllocateBeforeOthersBegin(str(tmp_path))
+    pipeline = Pipeline(Numbers(2), [stage], Discard(), track_memory=mode)
+    first = threading.Thread(target=pipeline.__getitem__, args=(0,))
+    first.start()
+    wait_until((tmp_path / "let-go").exists)
+    _ = pipeline[1]
+    first.join()
+    pipeline.summary()  # what is recorded is in the database once the pipeline is asked
+    early, late = _peaks(pipeline, query)
+    assert early is not None
+    assert late is not None
+    assert early - late > 190 * MB
+
+
+def test_an_index_that_runs_another_pipeline_has_its_peak_too(query: Query) -> None:
+    inner = Numbers(1).filter(Allocate(0)).write(Discard())
+
+    class Nest(Filter[int, int]):
+        def __call__(self, items: Iterator[int]) -> Iterator[int]:
+            for item in items:
+                if item == 1:
+                    _ = inner[0]
+                yield item
+
+    outer = Numbers(2).filter(Nest()).write(Discard())
+    run_pipeline(outer)
+    without, with_inner = _peaks(outer, query)
+    assert without is not None
+    assert with_inner is not None
+    assert with_inner - without > 190 * MB
+
+
+def test_where_the_mark_cannot_be_reset_an_index_that_raises_it_is_exact(
+    monkeypatch: pytest.MonkeyPatch, query: Query
+) -> None:
+    monkeypatch.setattr(memory, "_RESET_FILE", "/nowhere/at/all")
+    memory.psnc_unconfigure()
+    reached = memory._highest_ever()
+
+    class RaiseTheMark(Filter[int, int]):
+        def __call__(self, items: Iterator[int]) -> Iterator[int]:
+            for item in items:
+                if item == 1:
+                    size = reached + 50 * MB
+                    block = bytearray(size)
+                    block[::4096] = b"x" * len(block[::4096])
+                yield item
+
+    pipeline = Numbers(3).filter(RaiseTheMark()).write(Discard())
+    run_pipeline(pipeline)
+    before, during, after = _peaks(pipeline, query)
+    assert before is not None
+    assert during is not None
+    assert after is not None
+    assert 0 < before < reached + 50 * MB < during
+    assert 0 < after < during
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
