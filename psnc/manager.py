@@ -135,7 +135,8 @@ class PluginManager(pluggy.PluginManager):
         """Raise :class:`PluginError` if a plugin could not be loaded."""
         if self.failures:
             first, *others = self.failures
-            more = f" ({len(others)} more: psnc plugins)" if others else ""
+            names = ", ".join(each.origin.title for each in others)
+            more = f" (nor could be loaded: {names})" if others else ""
             raise PluginError(f"{first.reason}{more}")
 
     def plugin_options(self) -> list[PluginOption]:

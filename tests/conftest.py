@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -17,9 +18,12 @@ import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 from stages_for_tests import TESTS_FIRST
 
-from psnc.builtin.checkpoint import store as checkpoint_store
+from psnc import group_commit
 from psnc.config import Config
 from psnc.manager import PluginManager, activated
+
+# A shell that runs the tests in the background has them, and all they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples in every run, and no directory of them in the working tree.
 hypothesis.settings.register_profile(
@@ -42,6 +46,8 @@ def own_home(
         if name.startswith(("PSNC_", "XDG_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(home))
+    # What else is installed here is nothing to these tests.
+    monkeypatch.setenv("PSNC_DISABLE_INSTALLED_PLUGINS", "1")
     monkeypatch.chdir(tmp_path)
     return home
 
@@ -49,11 +55,11 @@ def own_home(
 @pytest.fixture(autouse=True)
 def plugins(own_home: Path) -> Iterator[PluginManager]:
     """Give the test a plugin manager, and close what its pipelines opened."""
-    manager = PluginManager(Config())
+    manager = PluginManager(Config(load_installed=False))
     manager.load()
     with activated(manager):
         yield manager
-    for store in list(checkpoint_store._open_stores):
+    for store in list(group_commit._open_stores):
         store.close()
     manager.close()
 

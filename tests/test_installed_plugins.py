@@ -58,6 +58,12 @@ pipeline = Numbers().filter(look()).write(write())
 Psnc = Callable[..., Finished]
 
 
+@pytest.fixture(autouse=True)
+def with_installed_plugins(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take installed plugins as a user has them."""
+    monkeypatch.delenv("PSNC_DISABLE_INSTALLED_PLUGINS")
+
+
 @pytest.fixture
 def looking(tmp_path: Path) -> Path:
     """Write a module with a pipeline of four indices, and return its directory."""

@@ -16,6 +16,12 @@ from psnc.cli import main
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(autouse=True)
+def with_installed_plugins(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take installed plugins as a user has them."""
+    monkeypatch.delenv("PSNC_DISABLE_INSTALLED_PLUGINS")
+
+
 def psnc(*arguments: object) -> int:
     """Run a command line in this process and return its exit code."""
     try:

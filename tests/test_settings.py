@@ -31,6 +31,12 @@ def psnc_addoptions(parser):
 """
 
 
+@pytest.fixture(autouse=True)
+def with_installed_plugins(own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take installed plugins as a user has them."""
+    monkeypatch.delenv("PSNC_DISABLE_INSTALLED_PLUGINS")
+
+
 # --- which file -------------------------------------------------------------------------------
 
 
