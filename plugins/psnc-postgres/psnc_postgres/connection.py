@@ -135,9 +135,9 @@ def _is_to_be_logged(record: logging.LogRecord) -> bool:
 logging.getLogger("psycopg").addFilter(_is_to_be_logged)
 
 
-def advisory_key(place: Place, what: str) -> int:
+def advisory_key(schema: str, what: str) -> int:
     """Return the number of an advisory lock; such locks are the whole database's."""
-    digest = hashlib.sha256(f"psnc {place.schema} {what}".encode()).digest()
+    digest = hashlib.sha256(f"psnc {schema} {what}".encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
@@ -153,7 +153,9 @@ def _require_tables(connection: Connection, place: Place, *, create: bool) -> No
             "run the pipeline first"
         )
     with connection.transaction():
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", [advisory_key(place, "tables")])
+        connection.execute(
+            "SELECT pg_advisory_xact_lock(%s)", [advisory_key(place.schema, "tables")]
+        )
         # Another process may have made them while this one waited.
         if not _are_ours(connection, place):
             _make_tables(connection, place)

@@ -22,7 +22,7 @@ from psnc_postgres.connection import (
     unlogged,
 )
 from psnc_postgres.url import parse_url
-from psnc_postgres.writer import qualified, text_for, transaction, write_group
+from psnc_postgres.writer import own_run, qualified, text_for, transaction, write_group
 
 if TYPE_CHECKING:
     from psnc.run import Run
@@ -133,26 +133,20 @@ class PostgresStore(GroupCommitStore):
 
     def worker_gone(self, invocation_id: str, pid: int) -> None:
         """Note that a process died, whatever its workers were at."""
-        where = "WHERE invocation_id = %s AND pid = %s"
-        self._change([(f"{_GO_IDLE} {where}", (invocation_id, pid))])
+        self._go_idle("WHERE invocation_id = %s AND pid = %s", invocation_id, pid)
 
     def invocation_over(self, invocation_id: str) -> None:
         """Note that no worker of an invocation is at work any more."""
-        self._change([(f"{_GO_IDLE} WHERE invocation_id = %s", (invocation_id,))])
+        self._go_idle("WHERE invocation_id = %s", invocation_id)
 
     def reset(self) -> None:
         """Forget every index, log entry and worker of the run."""
-        run = (self.run_id,)
-        deletions = [f"DELETE FROM {{schema}}.{table} WHERE run_id = %s" for table in _RUN_TABLES]
-        self._change([(text, run) for text in (_LOCK_RUN, *deletions)])
+        self._delete(_RUN_TABLES, "WHERE run_id = %s", self.run_id)
         self.forget_workers()
 
     def reset_index(self, index: int) -> None:
         """Forget one index and its log entries."""
-        key = (self.run_id, index)
-        where = "WHERE run_id = %s AND idx = %s"
-        deletions = [f"DELETE FROM {{schema}}.{table} {where}" for table in _INDEX_TABLES]
-        self._change([(_LOCK_RUN, (self.run_id,)), *((text, key) for text in deletions)])
+        self._delete(_INDEX_TABLES, "WHERE run_id = %s AND idx = %s", self.run_id, index)
 
     # --- questions ----------------------------------------------------------------------------
 
@@ -291,13 +285,31 @@ class PostgresStore(GroupCommitStore):
     def _raise(self, action: str, error: psycopg.Error) -> NoReturn:
         raise_store_error(self._at, action, error)
 
-    def _change(self, statements: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
-        """Write what waits, then run other statements, in one transaction."""
+    def _go_idle(self, where: str, *arguments: Any) -> None:
+        text = f"UPDATE {{schema}}.workers SET current_index = NULL {where}"
+
+        def go_idle(connection: Connection) -> None:
+            connection.execute(qualified(text, self._at.schema), arguments)
+
+        self._change(go_idle)
+
+    def _delete(self, tables: Sequence[str], where: str, *arguments: Any) -> None:
+        """Delete from tables what nobody else is writing to at the time."""
+
+        def delete(connection: Connection) -> None:
+            own_run(connection, self._at.schema, self.run_id)
+            for table in tables:
+                text = f"DELETE FROM {{schema}}.{table} {where}"
+                connection.execute(qualified(text, self._at.schema), arguments)
+
+        self._change(delete)
+
+    def _change(self, task: Callable[[Connection], None]) -> None:
+        """Write what waits, then do something else in one transaction."""
 
         def change(connection: Connection) -> None:
             with transaction(connection, waits_for_disk=self._waits_for_disk):
-                for text, arguments in statements:
-                    connection.execute(qualified(text, self._at.schema), arguments)
+                task(connection)
 
         with self.gate:
             self.flush()
@@ -312,7 +324,7 @@ class PostgresStore(GroupCommitStore):
             found = one(_RUN_OF_INSTANCE, instance)
             if found is None:
                 # Hosts that begin at once take turns, so that they find each other's run.
-                key = advisory_key(self._at, run.config_hash)
+                key = advisory_key(self._at.schema, run.config_hash)
                 connection.execute("SELECT pg_advisory_xact_lock(%s)", [key])
                 found = one(_RUN_OF_INSTANCE, instance)
             if found is None:
@@ -369,8 +381,6 @@ _INSERT_RUN = """
 """
 _INSERT_INSTANCE = "INSERT INTO {schema}.pipeline_instances (instance_id, run_id) VALUES (%s, %s)"
 _UPDATE_TOTAL = "UPDATE {schema}.pipeline_runs SET total_indices = %s WHERE run_id = %s"
-_LOCK_RUN = "SELECT 1 FROM {schema}.pipeline_runs WHERE run_id = %s FOR UPDATE"
-_GO_IDLE = "UPDATE {schema}.workers SET current_index = NULL"
 _OF_COMPLETED = "FROM {schema}.index_results WHERE status = 'completed' AND"
 _COUNTS = """
     SELECT status, count(*), sum(wall_time_ns)::bigint

@@ -17,9 +17,17 @@ from psycopg import sql
 
 from psnc.group_commit import WorkerRow
 from psnc.records import IndexRecord
-from psnc_postgres.connection import Connection
+from psnc_postgres.connection import Connection, advisory_key
 
-__all__ = ["qualified", "storable_text", "text_for", "transaction", "write_group"]
+__all__ = [
+    "own_run",
+    "qualified",
+    "share_run",
+    "storable_text",
+    "text_for",
+    "transaction",
+    "write_group",
+]
 
 Rows = Sequence[tuple[Any, ...]]
 Text = Callable[[str], str]
@@ -75,6 +83,20 @@ def transaction(connection: Connection, *, waits_for_disk: bool) -> Iterator[Non
         yield
 
 
+def share_run(connection: Connection, schema: str, run_id: int) -> None:
+    """Keep a run from whoever would own it until the transaction ends; wait for who does now."""
+    connection.execute(_SHARE_RUN, [_run_key(schema, run_id)])
+
+
+def own_run(connection: Connection, schema: str, run_id: int) -> None:
+    """Wait until nobody writes to a run, and keep all others waiting until the transaction ends."""
+    connection.execute(_OWN_RUN, [_run_key(schema, run_id)])
+
+
+def _run_key(schema: str, run_id: int) -> int:
+    return advisory_key(schema, f"run {run_id}")
+
+
 def write_group(
     connection: Connection,
     schema: str,
@@ -113,8 +135,7 @@ def write_group(
             run(statement, *map(list, zip(*rows, strict=True)))
 
     with _pipelined(connection), transaction(connection, waits_for_disk=waits_for_disk):
-        # A reset waits for this transaction to end, and this one for a reset.
-        run(_LOCK_RUN)
+        share_run(connection, schema, run_id)
         kept = _write_results(run, records, text)
         if kept:
             for forget in _FORGET:
@@ -235,7 +256,10 @@ _WAIT_FOR_DISK = """
     SELECT set_config('synchronous_commit', 'on', true)
     WHERE current_setting('synchronous_commit') NOT IN ('on', 'remote_apply')
 """
-_LOCK_RUN = "SELECT 1 FROM {schema}.pipeline_runs WHERE run_id = %s FOR KEY SHARE"
+# Whoever asks for an advisory lock waits behind all that asked before. Those who share the lock of
+# a row do not: they would pass by a reset, which among many writers would never have its turn.
+_SHARE_RUN = "SELECT pg_advisory_xact_lock_shared(%s)"
+_OWN_RUN = "SELECT pg_advisory_xact_lock(%s)"
 _INSERT_RESULTS = (
     _insert_into(
         "index_results",

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from proxy import Proxy
 from server import Server
@@ -160,16 +161,55 @@ def test_workers_out_of_reach_send_their_records_home(tmp_path: Path) -> None:
         server.close()
 
 
-def test_a_reset_among_writers_leaves_whole_indices(
-    store_url: str, query: Query, tmp_path: Path
-) -> None:
+@pytest.fixture
+def stores(store_url: str, tmp_path: Path) -> Iterator[list[Any]]:
+    """Stores of three hosts that share one run."""
     pipeline = numbers_pipeline(store_url, 50, tmp_path / "journal", resume=True)
-    stores = []
-    for _ in range(3):
-        run = Run(pipeline, plugin_manager())
+    runs = [Run(pipeline, plugin_manager()) for _ in range(3)]
+    for run in runs:
         run.open_store(create=True)
-        assert run.store is not None
-        stores.append(run.store)
+    yield [run.store for run in runs]
+    for run in runs:
+        run.close()
+
+
+WAITING = """
+    SELECT pid FROM pg_stat_activity
+    WHERE application_name = 'psnc' AND wait_event_type = 'Lock'
+"""
+
+
+def test_a_reset_has_its_turn_before_those_that_come_after_it(
+    server_url: str, schema: str, stores: list[Any], query: Query
+) -> None:
+    def write(store: Any, index: int) -> None:
+        store.record(completed(index))
+        store.flush()
+
+    def waiting(count: int) -> bool:
+        return len(query(WAITING)) == count
+
+    with ThreadPoolExecutor(3) as threads, psycopg.connect(server_url) as other:
+        insert = (
+            f"INSERT INTO {schema}.index_results "
+            "(run_id, idx, status, output_paths, completed_at, wall_time_ns) "
+            f"SELECT run_id, 0, 'completed', '[]', '', 0 FROM {schema}.pipeline_runs"
+        )
+        other.execute(insert)
+        # The first can write only when this transaction has ended, and the reset only after it.
+        first = threads.submit(write, stores[0], 0)
+        wait_until(lambda: waiting(1))
+        reset = threads.submit(stores[1].reset)
+        wait_until(lambda: waiting(2))
+        later = threads.submit(write, stores[2], 1)
+        wait_until(lambda: later.done() or waiting(3))
+        other.rollback()
+        for each in (first, reset, later):
+            each.result(60)
+    assert stores[0].completed_indices() == {1}
+
+
+def test_a_reset_among_writers_leaves_whole_indices(stores: list[Any], query: Query) -> None:
     stop = threading.Event()
 
     def record(store: Any) -> None:
@@ -195,8 +235,6 @@ def test_a_reset_among_writers_leaves_whole_indices(
         counts = dict(query(f"SELECT idx, count(*) FROM {table} GROUP BY idx"))
         assert counts == dict.fromkeys(indices, rows), table
     assert stores[0].completed_outputs() == {index: paths_of(index) for index in indices}
-    for store in stores:
-        store.close()
 
 
 LOOP = """
