@@ -6,13 +6,20 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from attrs import Factory, frozen
+from attrs import Factory, field, frozen
 
 from psnc.errors import PluginError
 
 __all__ = ["Config", "Durability"]
 
 Durability = Literal["grouped", "index", "full"]
+
+
+def _shown(store: str | None) -> str:
+    """Return a store's URL for ``repr``, which logs and tracebacks may hold: no password."""
+    from psnc.store import shown_url
+
+    return repr(store if store is None else shown_url(store))
 
 
 @frozen(kw_only=True)
@@ -51,7 +58,7 @@ class Config:
     strict_plugins: bool = False
     log_level: int = logging.INFO
     durability: Durability = "grouped"
-    store: str | None = None
+    store: str | None = field(default=None, repr=_shown)
     file: str | None = None
     file_options: Mapping[str, Any] = Factory(dict)
     options: Mapping[str, Any] | None = None

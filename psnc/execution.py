@@ -17,9 +17,10 @@ from time import perf_counter_ns
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from psnc.errors import StageError
+from psnc.masking import masked
 from psnc.records import (
     ArtifactRecord,
     IndexRecord,
@@ -94,10 +95,16 @@ def execute(run: Run, index: int) -> tuple[IndexRecord, Exception | None]:
 
 def earlier_record(run: Run, index: int) -> IndexRecord | None:
     """Find the earlier result of an index that is not to run again."""
-    paths = run.plugins.first_result("psnc_index_lookup", run=run, index=index)
+    paths = run.plugins.first_result("psnc_index_lookup", _require_paths, run=run, index=index)
     if paths is None:
         return None
     return IndexRecord(index, "completed", tuple(paths), cached=True, recorded=True)
+
+
+def _require_paths(answer: Any) -> None:
+    """Refuse what is no list of output paths; text would be taken for a list of its letters."""
+    if not isinstance(answer, (list, tuple)) or not all(isinstance(each, str) for each in answer):
+        raise TypeError(f"psnc_index_lookup returned {answer!r}, not a list of paths as text")
 
 
 def execute_untracked(run: Run, index: int) -> list[str]:
@@ -270,17 +277,23 @@ def _record_of(
     outputs: Sequence[str] = (),
     artifacts: Sequence[ArtifactRecord] = (),
 ) -> IndexRecord:
+    secrets = context.run.secrets
+    error = None if exception is None else error_text(exception)
+    logs = context.logs
+    if secrets:
+        error = error and masked(error, secrets)
+        logs = [evolve(each, message=masked(each.message, secrets)) for each in logs]
     return IndexRecord(
         index=context.index,
         status="completed" if exception is None else "error",
         output_paths=tuple(outputs),
         wall_time_ns=wall_time_ns,
         worker=context.worker,
-        error=None if exception is None else error_text(exception),
+        error=error,
         stages=_stage_records(context, clocks),
         artifacts=tuple(artifacts),
         measurements=_measurements(context),
-        logs=tuple(context.logs),
+        logs=tuple(logs),
         recorded=context.run.store is not None,
     )
 

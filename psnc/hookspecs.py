@@ -278,8 +278,9 @@ def psnc_index_lookup(run: Run, index: int) -> Sequence[str] | None:
 
     When: before an index runs.
     Process: worker.
-    Result: the output paths of the earlier result, ``None`` if there is none. First result.
-    Errors: contained; the next plugin is asked.
+    Result: the output paths of the earlier result, a list of text; ``None`` if there is none.
+        First result.
+    Errors: contained; the next plugin is asked. So is an answer that is no such list.
 
     Parameters
     ----------

@@ -174,9 +174,18 @@ class TrackedLoop(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         """Yield the items that are left to do, each one on record when the next is asked for."""
         if self._begun:
+            self._refuse_used_iterator()
             self.pipeline = self._new_pipeline()
         self._begun = True
         return self._run_through()
+
+    def _refuse_used_iterator(self) -> None:
+        if self._resume and isinstance(self._iterable, Iterator):
+            raise PipelineError(
+                f"the loop {self.name!r} has taken items from its {type(self._iterable).__name__}, "
+                "whose next item is not its first, so that positions mean other items: begin the "
+                "iterator anew and track that"
+            )
 
     def _new_pipeline(self) -> Pipeline[Any]:
         source = LoopItems(self.name, self._directory)

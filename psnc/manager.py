@@ -9,8 +9,8 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import ModuleType, SimpleNamespace
 from typing import Any, Literal
 
@@ -72,6 +72,12 @@ class _Observer:
         return self.function(*map(given.__getitem__, self.arguments))
 
 
+class _Unrecorded(threading.local):
+    """The error of a store in the hook that the thread is calling, if there was one."""
+
+    error: StoreError | None = None
+
+
 class PluginManager(pluggy.PluginManager):
     """Pluggy's manager, plus loading by configuration and calls that contain errors.
 
@@ -94,8 +100,11 @@ class PluginManager(pluggy.PluginManager):
         self.origins: dict[str, PluginOrigin] = {}
         self.failures: list[PluginFailure] = []
         self._logged: set[str] = set()
+        # Of psnc_configure: they are the first run's to tell.
+        self._untold: dict[str, int] = {}
         self._observers: dict[str, tuple[_Observer, ...]] = {}
         self._lock = threading.Lock()
+        self._unrecorded = _Unrecorded()
         self._pid = os.getpid()
         self.add_hookspecs(hookspecs)
         self._hook_arguments = {
@@ -164,7 +173,13 @@ class PluginManager(pluggy.PluginManager):
     def configure(self, given: Mapping[str, Any] | None = None, **settings: Any) -> None:
         """Finish the configuration as :meth:`settle` does, and let plugins set themselves up."""
         self.settle(given, **settings)
+        before = dict(self.errors)
         self.call_contained("psnc_configure", config=self.config)
+        self._untold = {
+            key: count - before.get(key, 0)
+            for key, count in self.errors.items()
+            if count > before.get(key, 0)
+        }
 
     def settle(self, given: Mapping[str, Any] | None = None, **settings: Any) -> None:
         """Finish the configuration.
@@ -284,11 +299,25 @@ class PluginManager(pluggy.PluginManager):
             raise unrecorded
         return results
 
-    def first_result(self, hook_name: str, **arguments: Any) -> Any:
-        """Call a *first result* hook until one plugin answers, errors contained."""
+    def first_result(
+        self, hook_name: str, check: Callable[[Any], Any] | None = None, /, **arguments: Any
+    ) -> Any:
+        """Call a *first result* hook until one plugin answers, errors contained.
+
+        Parameters
+        ----------
+        hook_name : str
+            The hook.
+        check : callable, optional
+            Given an answer; what it raises counts as the plugin's own error.
+        **arguments
+            The hook's arguments, all of them.
+        """
         for observer in self._observers_of(hook_name):
             try:
                 result = observer(arguments)
+                if result is not None and check is not None:
+                    check(result)
             except StoreError:
                 raise
             except Exception as error:
@@ -297,6 +326,38 @@ class PluginManager(pluggy.PluginManager):
                 if result is not None:
                     return result
         return None
+
+    def first_or_raise(self, hook_name: str, **arguments: Any) -> Any:
+        """Call a *first result* hook that cannot be done without, wrappers included.
+
+        Raises
+        ------
+        PluginError
+            If a plugin raises anything but an error of psnc's; names the plugin.
+        """
+        caller: pluggy.HookCaller = getattr(self.hook, hook_name)
+        try:
+            return caller(**arguments)
+        except PsncError:
+            raise
+        except Exception as error:
+            import traceback
+
+            # pluggy does not say whose function raised; the traceback does.
+            frames = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+            for origin, function in self._functions(caller):
+                if getattr(function, "__code__", None) in frames:
+                    raise _raised(origin, hook_name, error) from error
+            raise
+
+    def _functions(self, caller: pluggy.HookCaller) -> Iterator[tuple[PluginOrigin, Any]]:
+        for each in caller.get_hookimpls():
+            yield self.origins[each.plugin_name], each.function
+
+    def errors_told(self) -> dict[str, int]:
+        """Return the errors that are not for the summary of a run that begins now."""
+        untold, self._untold = self._untold, {}
+        return {key: count - untold.get(key, 0) for key, count in self.errors.items()}
 
     def count_errors(self, errors: dict[str, int]) -> None:
         """Add the errors that another process counted."""
@@ -372,11 +433,7 @@ class PluginManager(pluggy.PluginManager):
         except PsncError:
             raise
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise PluginError(
-                f"{origin.described} raised in {hook} ({reason}): mend it, or run with "
-                f"-p no:{origin.title}"
-            ) from error
+            raise _raised(origin, hook, error) from error
 
     # --- calls --------------------------------------------------------------------------------
 
@@ -399,17 +456,16 @@ class PluginManager(pluggy.PluginManager):
     def _make_wrapped_observer(self, caller: pluggy.HookCaller) -> _Observer:
         """Leave a hook with wrappers to pluggy, whose machinery goes around the whole call.
 
-        A manager of its own holds copies of the implementations, in which errors are contained
-        before a wrapper could see them.
+        A manager of its own holds copies of the implementations, in which errors are contained:
+        those of a wrapper too, before they could keep the other plugins from being called.
         """
         assert caller.spec is not None  # every hook that psnc calls is specified
         inner = pluggy.PluginManager("psnc")
         inner.add_hookspecs(hookspecs)
         for each in caller.get_hookimpls():
             is_wrapper = each.wrapper or each.hookwrapper
-            function = (
-                _generator_copy(each.function) if is_wrapper else self._contained(each, caller.name)
-            )
+            contain = self._contained_wrapper if is_wrapper else self._contained
+            function = contain(each, caller.name)
             options: dict[str, Any] = dict(each.opts)
             mark = hookspecs.hookimpl(**{key: options[key] for key in _ORDER_OPTIONS})
             holder = SimpleNamespace(**{caller.name: mark(function)})
@@ -418,7 +474,14 @@ class PluginManager(pluggy.PluginManager):
         hook = getattr(inner.hook, caller.name)
 
         def call(*values: Any) -> Any:
-            return hook(**dict(zip(names, values, strict=True)))
+            outer, self._unrecorded.error = self._unrecorded.error, None
+            try:
+                result = hook(**dict(zip(names, values, strict=True)))
+                if self._unrecorded.error is not None:
+                    raise self._unrecorded.error
+                return result
+            finally:
+                self._unrecorded.error = outer
 
         plugin_names = "+".join(
             each.plugin_name for each in caller.get_hookimpls() if each.wrapper or each.hookwrapper
@@ -430,13 +493,54 @@ class PluginManager(pluggy.PluginManager):
         def contained(*arguments: Any) -> Any:
             try:
                 return implementation.function(*arguments)
-            except StoreError:
-                raise
             except Exception as error:
-                self._report(implementation.plugin_name, hook_name, error)
+                self._contain(implementation.plugin_name, hook_name, error)
                 return None
 
         return contained
+
+    def _contained_wrapper(
+        self, implementation: pluggy.HookImpl, hook_name: str
+    ) -> Callable[..., Any]:
+        """Have a wrapper that raises keep nothing from the plugins that it goes around."""
+        contain = functools.partial(self._contain, implementation.plugin_name, hook_name)
+
+        @functools.wraps(implementation.function)
+        def contained(*arguments: Any) -> Generator[Any, Any, Any]:
+            wrapper: Any = implementation.function(*arguments)
+            try:
+                next(wrapper)
+            except StopIteration:
+                contain(RuntimeError("a wrapper yields once, and this one did not"))
+                return (yield)
+            except Exception as error:
+                contain(error)
+                return (yield)
+            try:
+                result = yield
+            except BaseException as error:  # an interrupt: errors were contained on the way
+                with suppress(StopIteration):
+                    wrapper.throw(error)
+                raise
+            try:
+                wrapper.send(result)
+            except StopIteration as end:
+                return end.value
+            except Exception as error:
+                contain(error)
+            else:
+                wrapper.close()
+                contain(RuntimeError("a wrapper yields once, and this one did twice"))
+            return result
+
+        return contained
+
+    def _contain(self, plugin_name: str, hook_name: str, error: Exception) -> None:
+        if not isinstance(error, StoreError):
+            self._report(plugin_name, hook_name, error)
+        elif self._unrecorded.error is None:
+            # Said at the end, since the other plugins still have to clean up.
+            self._unrecorded.error = error
 
     def _report(self, plugin_name: str, hook_name: str, error: Exception) -> None:
         key = f"{plugin_name}: {hook_name}"
@@ -519,6 +623,13 @@ def load_object(reference: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def _raised(origin: PluginOrigin, hook: str, error: Exception) -> PluginError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return PluginError(
+        f"{origin.described} raised in {hook} ({reason}): mend it, or run with -p no:{origin.title}"
+    )
+
+
 def _two_of_one_name(first: PluginOrigin, second: PluginOrigin) -> str:
     name = second.name
     if first.kind == "built-in":
@@ -537,16 +648,6 @@ def _two_of_one_name(first: PluginOrigin, second: PluginOrigin) -> str:
 def _by_keyword(implementation: pluggy.HookImpl) -> Callable[[Mapping[str, Any]], Any]:
     names = implementation.argnames
     return lambda given: implementation.function(*map(given.__getitem__, names))
-
-
-def _generator_copy(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a copy of a wrapper that can be marked without marking the plugin's own again."""
-
-    @functools.wraps(function)
-    def copy(*arguments: Any) -> Any:
-        return (yield from function(*arguments))
-
-    return copy
 
 
 _active: PluginManager | None = None

@@ -56,6 +56,11 @@ class PluginOption:
     multiple: bool = False
 
     @property
+    def flags(self) -> tuple[str, ...]:
+        """What the command line takes: of a ``bool`` also ``--no-…``, which makes it false."""
+        return (self.flag, f"--no-{self.flag[2:]}") if self.type is bool else (self.flag,)
+
+    @property
     def name(self) -> str:
         """The option's name for :meth:`psnc.Config.option`: ``alert_channel``."""
         return self.flag[2:].replace("-", "_")

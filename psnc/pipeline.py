@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
 import os
 import threading
@@ -52,10 +53,23 @@ def _path_or_none(value: str | os.PathLike[str] | None) -> Path | None:
     return None if value is None else Path(value).expanduser()
 
 
+def _directory_or_none(value: str | os.PathLike[str] | None) -> Path | None:
+    return _path_or_none(_no_url(value, "db_dir"))
+
+
 def _file_or_none(value: str | os.PathLike[str] | None) -> Path | None:
+    return _path_or_none(_no_url(value, "db_file"))
+
+
+def _no_url(value: str | os.PathLike[str] | None, field: str) -> str | os.PathLike[str] | None:
     if value is not None and "://" in str(value):
-        raise PipelineError(f"db_file={shown_url(str(value))!r} is no path: give a URL as store=")
-    return _path_or_none(value)
+        raise PipelineError(f"{field}={shown_url(str(value))!r} is no path: give a URL as store=")
+    return value
+
+
+def _shown(store: str | None) -> str:
+    """Return a store's URL for ``repr``, which logs and notebooks may hold: no password."""
+    return repr(store if store is None else shown_url(store))
 
 
 def _text_or_none(value: str | os.PathLike[str] | None) -> str | None:
@@ -111,9 +125,9 @@ class Pipeline(Generic[T]):
     filters: tuple[Filter[Any, Any], ...] = attrs.field(default=(), converter=_as_tuple)
     sink: Sink[T] | None = None
     resume: bool = False
-    db_dir: Path | None = attrs.field(default=None, converter=_path_or_none)
+    db_dir: Path | None = attrs.field(default=None, converter=_directory_or_none)
     db_file: Path | None = attrs.field(default=None, converter=_file_or_none)
-    store: str | None = attrs.field(default=None, converter=_text_or_none)
+    store: str | None = attrs.field(default=None, converter=_text_or_none, repr=_shown)
     track_metrics: bool = True
     track_memory: bool | Literal["python"] = True
     track_gpu: bool = True
@@ -309,8 +323,14 @@ class Pipeline(Generic[T]):
 
     def artifact_path(self, order: int, filter: Stage, index: int) -> Path:
         """Path of the file to which a stateful filter flushes one index."""
-        is_url = "://" in self.configured_store_url
-        place = self._place_without_suffix() if is_url else self.configured_db_path
+        url = self.configured_store_url
+        if "://" in url:
+            place = self._place_without_suffix()
+            # Another store has another record of this index, and another file for it.
+            which = hashlib.sha256(shown_url(url).encode()).hexdigest()[:8]
+            place = place.with_name(f"{place.name}_{which}")
+        else:
+            place = self.configured_db_path
         # The hash, since a database may hold several configurations.
         directory = place.with_suffix(".artifacts") / self.config_hash[:16]
         return (

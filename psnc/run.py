@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from psnc.errors import StoreError
 from psnc.manager import PluginManager, plugin_manager
+from psnc.masking import secret_texts
 from psnc.provenance import text_values
 from psnc.records import WorkerInfo, utc_timestamp
 from psnc.store import CheckpointStore, open_store, shown_url
@@ -77,6 +78,13 @@ class Run:
     def hostname(self) -> str:
         """The name of this machine."""
         return socket.gethostname()
+
+    @cached_property
+    def secrets(self) -> tuple[str, ...]:
+        """The texts that stages were given as secrets, which no record may hold."""
+        pipeline = self.pipeline
+        stages = [pipeline.source, *pipeline.filters, pipeline.sink]
+        return secret_texts(stage for stage in stages if stage is not None)
 
     def open_store(self, *, create: bool) -> None:
         """Open the pipeline's store, if it records anything, and turn to this run in it.

@@ -156,7 +156,7 @@ class Session:
         self._completed = 0
         self._cached = 0
         self._first_exception: BaseException | None = None
-        self._errors_before = dict(self.plugins.errors)
+        self._errors_before = self.plugins.errors_told()
         self.summary: RunSummary | None = None
 
     def run(self) -> RunSummary:
@@ -263,6 +263,8 @@ class Session:
             db_path=shown_url(self.pipeline.store_url) if run.store is not None else None,
         )
         self.plugins.call_contained("psnc_run_done", run=run, summary=self.summary)
+        # Those of psnc_run_done itself too.
+        self.summary = attrs.evolve(self.summary, plugin_errors=self._new_plugin_errors())
         if failure is not None and not isinstance(sys.exc_info()[1], StoreError):
             raise failure
 

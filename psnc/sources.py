@@ -13,7 +13,7 @@ from typing import Annotated, Any, Protocol, TypeVar, overload
 
 from psnc.errors import PipelineError, SourceError
 from psnc.provenance import Content, Name
-from psnc.stages import Param, Source, constructor_arguments
+from psnc.stages import Param, Source, constructor_arguments, copy_containers
 
 __all__ = ["FilesSource", "Indexable", "SequenceSource", "as_source"]
 
@@ -66,8 +66,11 @@ class SequenceSource(Source[T]):
         _require_indexable(sequence)
         if name is not None and (not isinstance(name, str) or not name.strip()):
             raise PipelineError(f"SequenceSource(name={name!r}): give the data a name in text")
-        # The captured copy: the hash is made of it too.
-        self._sequence: Indexable[T] = constructor_arguments(self)["sequence"]
+        # The captured copy, since the hash is made of it too, unless a subclass makes the sequence.
+        is_own = type(self).__init__ is SequenceSource.__init__
+        self._sequence: Indexable[T] = (
+            constructor_arguments(self)["sequence"] if is_own else copy_containers(sequence)
+        )
         self._name = name
 
     def __len__(self) -> int:
@@ -77,10 +80,18 @@ class SequenceSource(Source[T]):
         yield self._sequence[index]
 
     def psnc_config(self) -> dict[str, Any]:
-        """Return what stands for the arguments in the pipeline's hash."""
+        """Return what stands for the arguments in the pipeline's hash.
+
+        The further arguments of a subclass stand for themselves.
+        """
+        more = {
+            name: value
+            for name, value in constructor_arguments(self).items()
+            if name not in ("sequence", "name")
+        }
         if self._name is not None:
-            return {"sequence": len(self), "name": Name(self._name)}
-        return {"sequence": Content(self._sequence, _ADVICE), "name": None}
+            return {**more, "sequence": len(self._sequence), "name": Name(self._name)}
+        return {**more, "sequence": Content(self._sequence, _ADVICE), "name": None}
 
 
 class FilesSource(Source[Path]):

@@ -41,6 +41,7 @@ __all__ = [
     "StatefulFilter",
     "constructor_arguments",
     "constructor_signature",
+    "copy_containers",
     "is_stateful",
     "secret_arguments",
     "stage_name",
@@ -97,7 +98,7 @@ class Stage:
             raise TypeError(f"{cls.__name__}() takes no arguments")
         stage = super().__new__(cls)
         # Containers are copied, since a constructor may sort or empty the list it was given.
-        captured = (_copy_containers(args), _copy_containers(kwargs))
+        captured = (copy_containers(args), copy_containers(kwargs))
         stage.__dict__[_ARGUMENTS] = captured
         return stage
 
@@ -320,11 +321,12 @@ def _declared(annotation: Any) -> Param | None:
     return next(filter(None, map(_declared, get_args(annotation))), None)
 
 
-def _copy_containers(value: Any) -> Any:
+def copy_containers(value: Any) -> Any:
+    """Copy lists, tuples, sets and dictionaries, those inside them too, and nothing else."""
     if type(value) is dict:
-        return {key: _copy_containers(item) for key, item in value.items()}
+        return {key: copy_containers(item) for key, item in value.items()}
     if type(value) in (list, tuple, set, frozenset):
-        return type(value)(_copy_containers(item) for item in value)
+        return type(value)(copy_containers(item) for item in value)
     return value
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
+from psnc.errors import PluginError
 from psnc.records import IndexRecord, WorkerInfo
 
 if TYPE_CHECKING:
@@ -218,11 +219,21 @@ def open_store(url: str, run: Run | None = None, *, create: bool = False) -> Che
     ------
     StoreError
         If the store cannot be opened.
+    PluginError
+        If a plugin raises anything else, or answers with what is no store.
     """
     from psnc.manager import plugin_manager
 
     manager = run.plugins if run is not None else plugin_manager()
-    store: CheckpointStore | None = manager.hook.psnc_open_store(url=url, run=run, create=create)
+    try:
+        store = manager.first_or_raise("psnc_open_store", url=url, run=run, create=create)
+    except PluginError as error:
+        raise PluginError(str(error).replace(url, shown_url(url))) from error
+    if store is not None and not isinstance(store, CheckpointStore):
+        raise PluginError(
+            f"a plugin's psnc_open_store answered {shown_url(url)!r} with "
+            f"{type(store).__qualname__!r}: return a psnc.CheckpointStore, or None"
+        )
     return store
 
 
@@ -247,6 +258,7 @@ def shown_url(url: str) -> str:
     return f"{scheme}://{login['user']}:***@{rest[login.end() :]}"
 
 
-_LOGIN = re.compile(r"(?P<user>[^:/?#@]*):(?P<password>.*)@", re.DOTALL)
+# A user's name may hold an @ that should have been an escape, as those of some hosted servers do.
+_LOGIN = re.compile(r"(?P<user>[^:/?]*):(?P<password>.*)@", re.DOTALL)
 _PORT = re.compile(r"\d*(,[^@]*)?[/?]")
 _SECRET_PARAMETER = re.compile(r"([?&][^=&]*(?:password|passwd|secret|token)[^=&]*=)[^&]*", re.I)

@@ -187,6 +187,17 @@ class Lines(Numbers):
         super().__init__(len(Path(file).read_text().split()))
 
 
+def test_each_store_has_artifacts_of_its_own() -> None:
+    def path(url: str) -> Path:
+        pipeline = numbers_pipeline(1, store=url, resume=True)
+        return pipeline.artifact_path(1, pipeline.filters[0], 0)
+
+    assert path("x://one") == path("x://one")
+    assert path("x://one") != path("x://two")
+    # A password that was changed makes no other store.
+    assert path("x://ada:old@one") == path("x://ada:new@one")
+
+
 # --- relative paths ---------------------------------------------------------------------------
 
 

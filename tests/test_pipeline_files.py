@@ -155,6 +155,16 @@ class Login(Pass):
         self.token = token
 
 
+class Refuses(Pass):
+    def __init__(self, token: Annotated[str, Param(secret=True)]) -> None:
+        raise ValueError(f"{token} or {token!r}")
+
+
+class Around(Pass):
+    def __init__(self, login: Login) -> None:
+        raise ValueError(f"no use for {login.token}")
+
+
 class Picky(Pass):
     def __init__(self, value: Any = None) -> None:
         raise ValueError("never\n  content")
@@ -656,6 +666,22 @@ def test_what_a_constructor_says_of_a_secret_is_masked(
     message = error_of(tree(use("Login", number={"$env": "TOKEN"})))
     assert message == "filters[0].params.number: TOKEN holds text, which does not fit the " \
                       "parameter's type"  # fmt: skip
+
+
+@pytest.mark.parametrize("secret", ["wrong\n", "wrong  word", "-----\nwrong\n-----\n"])
+def test_a_secret_of_more_than_one_line_or_word_is_masked(
+    secret: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", secret)
+    message = error_of(tree(use("Refuses", token={"$env": "TOKEN"})))
+    assert message == "filters[0]: Refuses(…): raised ValueError: *** or '***'"
+
+
+def test_the_secret_of_a_stage_inside_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "hunter2")
+    login = {"$stage": use("Login", token={"$env": "TOKEN"})}
+    message = error_of(tree(use("Around", login=login)))
+    assert message == "filters[0]: Around(…): raised ValueError: no use for ***"
 
 
 def test_a_secret_that_is_no_text_cannot_be_saved() -> None:

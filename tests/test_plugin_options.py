@@ -215,7 +215,7 @@ def test_help_is_asked_for_as_of_any_command(flag: str, psnc: Psnc) -> None:
 # --- declarations -----------------------------------------------------------------------------
 
 
-def _declare(write: Write, name: str, flag: str) -> None:
+def _declare(write: Write, name: str, flag: str, kind: str = "str") -> None:
     write(
         f"{name}.py",
         f"""
@@ -223,7 +223,7 @@ def _declare(write: Write, name: str, flag: str) -> None:
 
         @hookimpl
         def psnc_addoptions(parser):
-            parser.add_option({flag!r})
+            parser.add_option({flag!r}, type={kind})
         """,
     )
 
@@ -234,6 +234,20 @@ def test_an_option_of_psncs_own_is_not_to_be_taken(flag: str, psnc: Psnc, write:
     assert psnc("run", "three:pipeline", "-p", "greedy").error == (
         f"plugin 'greedy' declares the option {flag}, which psnc run has already: rename it, or "
         "run with -p no:greedy"
+    )
+
+
+def test_nor_is_one_by_the_other_form_of_a_flag(psnc: Psnc, write: Write) -> None:
+    _declare(write, "greedy", "--progress", "bool")
+    assert psnc("run", "three:pipeline", "-p", "greedy").error == (
+        "plugin 'greedy' declares the option --no-progress, which psnc run has already: rename "
+        "it, or run with -p no:greedy"
+    )
+    _declare(write, "first", "--bell", "bool")
+    _declare(write, "second", "--no-bell")
+    assert psnc("run", "three:pipeline", "-p", "first", "-p", "second").error == (
+        "plugin 'second' declares the option --no-bell, which plugin 'first' has already: rename "
+        "it, or run with -p no:second"
     )
 
 

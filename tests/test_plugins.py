@@ -416,6 +416,35 @@ def test_strict_plugins_do_not_mind_those_that_behave(
     assert run_pipeline(numbers_pipeline(4)) == EXPECTED
 
 
+@pytest.mark.parametrize("answer", ["out/0.txt", 7, [7], {"out/0.txt": 1}])
+def test_a_lookup_that_answers_with_no_list_of_paths_is_an_error_of_its_plugin(
+    plugins: PluginManager, answer: Any
+) -> None:
+    class Careless:
+        @hookimpl
+        def psnc_index_lookup(self, index: int) -> Any:
+            return answer if index == 0 else None
+
+    plugins.register(Careless(), name="careless")
+    session = Session(numbers_pipeline(4))
+    summary = session.run()
+    assert session.results() == EXPECTED
+    assert summary.plugin_errors == {"careless: psnc_index_lookup": 1}
+
+
+@pytest.mark.parametrize("call", ["psnc_configure()", "psnc_run_done(summary)"])
+def test_an_error_before_or_after_the_run_counts_and_fails_a_strict_one(
+    call: str, activate: Activate, write_module: Callable[[str], str]
+) -> None:
+    hook = call.partition("(")[0]
+    name = write_module(f"import psnc\n@psnc.hookimpl\ndef {call}:\n    raise RuntimeError('no')\n")
+    activate(name)
+    assert Session(numbers_pipeline(2)).run().plugin_errors == {f"{name}: {hook}": 1}
+    activate(name, strict_plugins=True)
+    with pytest.raises(PluginError, match=rf"{name}: {hook}"):
+        run_pipeline(numbers_pipeline(2))
+
+
 # --- wrappers ---------------------------------------------------------------------------------
 
 
@@ -494,6 +523,62 @@ def test_a_wrapper_that_raises_is_contained_like_any_other_plugin(plugins: Plugi
     pipeline = numbers_pipeline(4)
     assert run_pipeline(pipeline) == EXPECTED
     assert pipeline.completed_indices == {0, 1, 2, 3}
+
+
+def _raises_before_it_yields(record: IndexRecord) -> Iterator[Any]:
+    raise ValueError("broken")
+    yield
+
+
+def _yields_never(record: IndexRecord) -> Iterator[Any]:
+    return
+    yield
+
+
+def _yields_twice(record: IndexRecord) -> Iterator[Any]:
+    yield
+    yield
+
+
+@pytest.mark.parametrize("style", ["wrapper", "hookwrapper"])
+@pytest.mark.parametrize("function", [_raises_before_it_yields, _yields_never, _yields_twice])
+def test_a_wrapper_that_goes_wrong_keeps_nothing_from_being_recorded(
+    plugins: PluginManager, function: Callable[..., Any], style: str
+) -> None:
+    class Broken:
+        @hookimpl(**{style: True})
+        def psnc_index_done(self, record: IndexRecord) -> Iterator[Any]:
+            return (yield from function(record))
+
+    plugins.register(Around())
+    plugins.register(Broken(), name="broken")
+    plugins.register(AroundInTheOldStyle())
+    pipeline = numbers_pipeline(4)
+    summary = Session(pipeline).run()
+    assert pipeline.completed_indices == {0, 1, 2, 3}
+    assert summary.plugin_errors == {"broken: psnc_index_done": 4}
+
+
+def test_a_wrapper_that_catches_everything_does_not_hide_that_nothing_is_recorded(
+    plugins: PluginManager,
+) -> None:
+    class CatchesAll:
+        @hookimpl(wrapper=True)
+        def psnc_index_done(self, record: IndexRecord) -> Iterator[Any]:
+            try:
+                return (yield)
+            except Exception:
+                return None
+
+    class Full:
+        @hookimpl
+        def psnc_index_done(self, record: IndexRecord) -> None:
+            raise StoreError("no room")
+
+    plugins.register(Full())
+    plugins.register(CatchesAll())
+    with pytest.raises(StoreError, match="no room"):
+        run_pipeline(numbers_pipeline(4))
 
 
 # --- which plugins ----------------------------------------------------------------------------
@@ -800,3 +885,35 @@ def test_an_unknown_scheme_is_refused(tmp_path: Path) -> None:
         run_pipeline(pipeline)
     assert "\n" not in str(refused.value)
     assert list(tmp_path.iterdir()) == []
+
+
+class BadShop:
+    @hookimpl
+    def psnc_open_store(self, url: str) -> Any:
+        if url.startswith("raises://"):
+            raise RuntimeError(f"no way to {url}")
+        return "no store" if url.startswith("text://") else None
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_a_plugin_that_fails_to_open_a_store_is_named(
+    plugins: PluginManager, is_wrapped: bool
+) -> None:
+    class Around:
+        @hookimpl(wrapper=True)
+        def psnc_open_store(self) -> Iterator[Any]:
+            return (yield)
+
+    if is_wrapped:
+        plugins.register(Around())
+    plugins.register(BadShop(), name="shop")
+    with pytest.raises(PluginError, match=r"'shop'.*psnc_open_store.*RuntimeError") as caught:
+        run_pipeline(numbers_pipeline(1, store="raises://ada:secret@host"))
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_store_is_refused(plugins: PluginManager) -> None:
+    plugins.register(BadShop(), name="shop")
+    with pytest.raises(PluginError, match=r"text://ada:\*\*\*@host' with 'str'"):
+        run_pipeline(numbers_pipeline(1, store="text://ada:secret@host"))

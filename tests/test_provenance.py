@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import logging
 import math
 import operator
 import os
@@ -467,6 +468,40 @@ def test_a_secret_is_nowhere_in_the_database(own_home: Path) -> None:
     assert pipeline.db_path in files
     assert b"$secret" in b"".join(path.read_bytes() for path in files)
     assert [path for path in files if b"SESAME-9c1f" in path.read_bytes()] == []
+
+
+class Blurts(Unlock):
+    """Says its secret in a log entry and in an error."""
+
+    def __call__(self, items: Iterator[Any]) -> Iterator[Any]:
+        logging.getLogger("blurts").warning("trying %s", self.value)
+        raise ValueError(f"{self.value!r} does not open")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_a_stage_says_of_its_secret_is_recorded_without_it(
+    own_home: Path, nested: bool
+) -> None:
+    filters = [Keep([Unlock("SESAME-9c1f")]), Blurts("SESAME-9c1f")]
+    if nested:
+        filters = [Keep({"lock": Unlock("SESAME-9c1f")}), Quotes("SESAME", "-9c1f")]
+    pipeline = Pipeline(source=Numbers(1), filters=filters, sink=Discard())
+    with pytest.raises(ValueError, match="SESAME-9c1f"):
+        pipeline[0]
+    assert pipeline.failed_indices == {0: "ValueError: '***' does not open"}
+    files = [path for path in own_home.rglob("*") if path.is_file()]
+    assert pipeline.db_path in files
+    assert [path for path in files if b"SESAME-9c1f" in path.read_bytes()] == []
+
+
+class Quotes(Filter[Any, Any]):
+    """Quotes what it can know only from another stage's secret."""
+
+    def __init__(self, one: str, other: str) -> None:
+        self.whole = one + other
+
+    def __call__(self, items: Iterator[Any]) -> Iterator[Any]:
+        raise ValueError(f"{self.whole!r} does not open")
 
 
 def test_a_secret_is_part_of_the_hash() -> None:

@@ -138,6 +138,41 @@ def test_text_and_paths_are_files_and_the_rest_are_sequences(data: Path) -> None
     assert isinstance(as_source([1]), SequenceSource)
 
 
+class Scaled(SequenceSource[int]):
+    """A sequence with a parameter of its own."""
+
+    def __init__(self, sequence: list[int], factor: int = 1) -> None:
+        super().__init__(sequence)
+        self.factor = factor
+
+    def __getitem__(self, index: int) -> Iterator[int]:
+        for item in super().__getitem__(index):
+            yield item * self.factor
+
+
+class Counted(SequenceSource[int]):
+    """A sequence that is made, not given."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(list(range(count)))
+
+
+def test_a_subclass_s_own_parameters_enter_the_hash() -> None:
+    def outputs(factor: int) -> str:
+        source = Scaled([1, 2], factor)
+        pipeline = Pipeline(source=source, sink=WriteText("out"), resume=True)
+        return Path(run_pipeline(pipeline)[1][0]).read_text()
+
+    assert outputs(2).split() == ["4"]
+    assert outputs(3).split() == ["6"]
+
+
+def test_a_subclass_may_make_its_sequence() -> None:
+    assert [list(Counted(3)[index]) for index in range(3)] == [[0], [1], [2]]
+    hashes = {Pipeline(source=Counted(count), sink=Discard()).config_hash for count in (3, 3, 4)}
+    assert len(hashes) == 2
+
+
 def test_a_list_that_is_changed_later_leaves_the_source_as_it_was() -> None:
     numbers = [1, 2, 3]
     source = SequenceSource(numbers)

@@ -810,3 +810,68 @@ def test_error_messages_and_log_entries_of_any_text_are_recorded() -> None:
 class RaisesAnyText(Add):
     def __call__(self, items: Iterator[int]) -> Iterator[int]:
         raise RuntimeError(os.fsdecode(b"caf\xe9 \0 \xf0\x9f\x8d\xb2"))
+
+
+# --- interrupts -------------------------------------------------------------------------------
+
+
+class _Interrupted(sqlite3.Connection):
+    """A connection during whose next use for a statement Ctrl-C is pressed."""
+
+    statement = ""
+
+    def execute(self, sql: str, *arguments: Any) -> sqlite3.Cursor:
+        cursor = super().execute(sql, *arguments)
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if sql == _Interrupted.statement and in_main_thread:
+            _Interrupted.statement = ""
+            raise KeyboardInterrupt
+        return cursor
+
+
+@pytest.fixture
+def interrupted_pipeline(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipeline[int]]:
+    connect = sqlite3.connect
+
+    def connect_interrupted(*given: Any, **options: Any) -> sqlite3.Connection:
+        return connect(*given, **options, factory=_Interrupted)
+
+    manager = PluginManager(Config(load_installed=False, durability="index"))
+    manager.load()
+    with activated(manager):
+        pipeline = Pipeline(Numbers(3), filters=[Log(logging.WARNING)], sink=Discard())
+        pipeline.summary()  # makes the database
+        pipeline.__dict__["_run"].close()
+        del pipeline.__dict__["_run"]
+        monkeypatch.setattr(sqlite3, "connect", connect_interrupted)
+        yield pipeline
+        monkeypatch.undo()
+
+
+def test_an_interrupt_during_a_commit_records_no_log_entry_twice(
+    interrupted_pipeline: Pipeline[int], query: Any
+) -> None:
+    pipeline = interrupted_pipeline
+    pipeline[0]
+    _Interrupted.statement = "COMMIT"
+    with pytest.raises(KeyboardInterrupt):
+        pipeline[1]
+    pipeline[2]
+    assert pipeline.completed_indices == {0, 1, 2}
+    entries = query(pipeline.db_path, "SELECT idx, message FROM logs ORDER BY idx")
+    assert len(entries) == len(set(entries)) == 3
+
+
+def test_an_interrupt_at_the_beginning_of_a_transaction_locks_nobody_out(
+    interrupted_pipeline: Pipeline[int],
+) -> None:
+    pipeline = interrupted_pipeline
+    pipeline[0]
+    _Interrupted.statement = "BEGIN IMMEDIATE"
+    with pytest.raises(KeyboardInterrupt):
+        pipeline[1]
+    with closing(sqlite3.connect(pipeline.db_path, timeout=5, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("ROLLBACK")
+    pipeline[2]
+    assert {0, 2} <= pipeline.completed_indices

@@ -287,6 +287,16 @@ def test_an_iterator_that_ends_before_what_is_recorded_is_refused() -> None:
         resumed(numbers(3))
 
 
+def test_a_loop_does_not_go_on_with_an_iterator_that_has_given_items_away() -> None:
+    loop = track(iter("abcdef"), "letters", resume=True)
+    for letter in loop:
+        if letter == "c":
+            break
+    with pytest.raises(PipelineError, match="begin the iterator anew"):
+        list(loop)
+    assert list(track(iter("abcdef"), "letters", resume=True)) == list("cdef")
+
+
 def test_a_question_before_the_loop_changes_nothing() -> None:
     assert resumed(numbers(3), stop=2) == [0, 1]
     tracked = track(numbers(3), "loop", resume=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
+from io import StringIO
 from typing import TYPE_CHECKING
 
 import click
@@ -105,7 +106,9 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
     except click.ClickException as error:
-        error.show()
+        said = StringIO()
+        error.show(said)
+        click.echo(_without_passwords(said.getvalue(), given), err=True, nl=False)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
@@ -117,11 +120,22 @@ def main(arguments: list[str] | None = None) -> None:
         if "--debug" in given:
             _print_traceback()
         else:
-            click.echo(f"psnc: {error}", err=True)
+            click.echo(f"psnc: {_without_passwords(str(error), given)}", err=True)
         sys.exit(error.exit_code)
     except Exception:
         _print_traceback()
         sys.exit(70)
+
+
+def _without_passwords(message: str, arguments: list[str]) -> str:
+    """Mask the passwords of URLs that a message quotes from the command line."""
+    from psnc.store import shown_url
+
+    for argument in filter(lambda each: "://" in each, arguments):
+        # Taken for a path, it has lost a slash.
+        for quoted in (argument, argument.replace("://", ":/")):
+            message = message.replace(quoted, shown_url(argument))
+    return message
 
 
 def _print_traceback() -> None:

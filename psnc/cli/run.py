@@ -99,21 +99,21 @@ class _RunCommand(click.Command):
 
 
 def _refuse_taken_flags(options: list[PluginOption], own: list[click.Parameter]) -> None:
-    taken = {flag for parameter in own for flag in parameter.opts}
+    taken = {flag: "psnc run" for parameter in own for flag in parameter.opts}
     for option in options:
-        if option.flag in taken:
-            raise PluginError(
-                f"plugin {option.plugin!r} declares the option {option.flag}, which psnc run has "
-                f"already: rename it, or run with -p no:{option.plugin}"
-            )
+        for flag in option.flags:
+            if flag in taken:
+                raise PluginError(
+                    f"plugin {option.plugin!r} declares the option {flag}, which {taken[flag]} "
+                    f"has already: rename it, or run with -p no:{option.plugin}"
+                )
+            taken[flag] = f"plugin {option.plugin!r}"
 
 
 def _as_click_option(option: PluginOption) -> click.Option:
-    is_flag = option.type is bool
-    flags = f"{option.flag}/--no-{option.flag[2:]}" if is_flag else option.flag
     has_default = option.default not in (None, False, ())
     return click.Option(
-        [flags, f"plugin_option_{option.name}"],
+        ["/".join(option.flags), f"plugin_option_{option.name}"],
         type=click.Choice(option.choices) if option.choices else _click_type(option.type),
         # Not given is neither the default nor false: the configuration file is asked then.
         default=None,

@@ -9,6 +9,7 @@ import attrs
 from attrs import Factory, frozen
 
 from psnc.errors import PsncError
+from psnc.masking import masked
 from psnc.pipeline import Pipeline
 from psnc.pipeline_files.annotations import fitted
 from psnc.pipeline_files.faults import Faults, did_you_mean, item_place, one_line, shown
@@ -40,6 +41,8 @@ class PipelineReader:
     construct: Callable[..., Stage]
     environment: Mapping[str, str]
     faults: Faults = Factory(Faults)
+    # Those of inner stages too, which an outer one's constructor may well quote.
+    _secrets: list[str] = Factory(list)
 
     def pipeline(self, tree: Any) -> Pipeline[Any] | None:
         """Return the pipeline, ``None`` if there is something wrong."""
@@ -106,7 +109,7 @@ class PipelineReader:
             parameters = StageParameters.of(cls)
         except Exception as error:
             # The author's own params(), which may do anything.
-            message = f"{stage_name(cls)}.params() raised {_reason(error)}"
+            message = f"{stage_name(cls)}.params() raised {_reason(type(error), str(error))}"
             self.faults.add(place, message, error)
             return None
         arguments = self._arguments(params, item_place(place, "params"), cls, parameters)
@@ -171,6 +174,7 @@ class PipelineReader:
             )
             return None
         trial = Faults()
+        self._secrets.append(self.environment[name])
         value = fitted(self.environment[name], param.type, place, trial)
         if trial:
             self.faults.add(place, f"{name} holds text, which does not fit the parameter's type")
@@ -187,13 +191,12 @@ class PipelineReader:
         try:
             return self.construct(cls, *bound.args, **bound.kwargs)
         except (Exception, SystemExit) as error:
-            reason = str(error) if isinstance(error, PsncError) else f"raised {_reason(error)}"
-            given = [value for name, value in arguments.items() if parameters.is_secret(name)]
-            secrets = [str(value) for value in given if value is not None and str(value)]
-            for secret in secrets:
-                reason = reason.replace(secret, "***")
+            # Masked before its lines are joined, by which a secret of two lines would be another.
+            reason = masked(str(error), self._secrets)
+            if not isinstance(error, PsncError):
+                reason = f"raised {_reason(type(error), reason)}"
             # A traceback would say the message in full.
-            cause = None if secrets else error
+            cause = None if self._secrets else error
             self.faults.add(place, f"{stage_name(cls)}(…): {reason}", cause)
             return None
 
@@ -221,6 +224,6 @@ class PipelineReader:
                 self.faults.add(item_place(place, key), f"no such key: {hint}")
 
 
-def _reason(error: BaseException) -> str:
-    message = one_line(error)
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+def _reason(kind: type[BaseException], text: str) -> str:
+    message = one_line(text)
+    return f"{kind.__name__}: {message}" if message else kind.__name__

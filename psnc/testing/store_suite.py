@@ -165,6 +165,23 @@ class StoreSuite:
         assert second.completed_indices() == expected
         assert len(second.runs()) == (2 if self.holds_many_runs else 1)
 
+    def test_a_fresh_run_does_not_mind_where_another_one_was_recorded(
+        self, workplace: StoreWorkplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if not self.holds_many_runs:
+            pytest.skip("a run of the same configuration is the same run")
+        for place in ("here", "there"):
+            (tmp_path / place).mkdir()
+            monkeypatch.chdir(tmp_path / place)
+            pipeline = workplace.pipeline(journal="journal", resume=False)
+            run_pipeline(pipeline, indices=[0])
+            assert pipeline.completed_indices == {0}
+        resumed = workplace.pipeline(journal="journal")
+        assert resumed.completed_indices == {0}
+        monkeypatch.chdir(tmp_path / "here")
+        with pytest.raises(StoreError, match="relative path"):
+            workplace.pipeline(journal="journal").summary()
+
     def test_a_resumed_pipeline_finds_the_latest_of_several_runs(
         self, workplace: StoreWorkplace
     ) -> None:

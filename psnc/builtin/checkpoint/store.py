@@ -17,7 +17,12 @@ from psnc.builtin.checkpoint.connection import (
     raise_store_error,
     refuse_other_databases,
 )
-from psnc.builtin.checkpoint.writer import Transaction, storable_text, write_group
+from psnc.builtin.checkpoint.writer import (
+    Transaction,
+    roll_back,
+    storable_text,
+    write_group,
+)
 from psnc.config import Config
 from psnc.group_commit import GroupCommitStore, WorkerRow
 from psnc.records import IndexRecord, utc_timestamp
@@ -77,6 +82,8 @@ class SQLiteStore(GroupCommitStore):
         self._durability = config.durability
         self._local = threading.local()
         self._connections: WeakSet[_ThreadConnection] = WeakSet()
+        # Whether the latest group may be in the database although nobody was told.
+        self._in_doubt = False
         refuse_other_databases(path)
         super().__init__(config.durability)
         with self.gate:
@@ -117,10 +124,17 @@ class SQLiteStore(GroupCommitStore):
         self, run_id: int, records: Sequence[IndexRecord], workers: Sequence[WorkerRow]
     ) -> None:
         """Write records and rows of workers in one transaction."""
+        connection = self._connection()
+        in_doubt, self._in_doubt = self._in_doubt, True
         try:
-            write_group(self._connection(), run_id, records, workers)
+            write_group(connection, run_id, records, workers, in_doubt=in_doubt)
         except sqlite3.Error as error:
             raise_store_error(self.path, "write", error)
+        except BaseException:
+            # An interrupt right behind BEGIN must not leave everybody else locked out.
+            roll_back(connection)
+            raise
+        self._in_doubt = False
 
     def worker_gone(self, invocation_id: str, pid: int) -> None:
         """Note that a process died, whatever its workers were at."""
@@ -298,6 +312,9 @@ class SQLiteStore(GroupCommitStore):
                         connection.execute(statement, arguments)
             except sqlite3.Error as error:
                 raise_store_error(self.path, "write", error)
+            except BaseException:
+                roll_back(connection)
+                raise
 
     def _ask(self, query: str, order: str = "", *arguments: Any) -> list[Any]:
         """Run a query that ends in ``WHERE … AND`` over the selected run."""

@@ -10,12 +10,16 @@ from typing import Any
 from psnc.group_commit import WorkerRow
 from psnc.records import IndexRecord
 
-__all__ = ["Transaction", "storable_text", "write_group"]
+__all__ = ["Transaction", "roll_back", "storable_text", "write_group"]
 
 _IS_COMPLETED = """
     SELECT 1 FROM index_results WHERE run_id = ? AND idx = ? AND status = 'completed'
 """
 _IS_RECORDED = "SELECT 1 FROM index_results WHERE run_id = ? AND idx = ?"
+_IS_THERE = """
+    SELECT 1 FROM index_results WHERE run_id = ? AND idx = ? AND worker_id IS ? AND completed_at = ?
+"""
+_HAS_ENTRY = "SELECT 1 FROM logs WHERE run_id = ? AND idx = ? AND worker_id IS ? AND timestamp = ?"
 _FORGET = [
     f"DELETE FROM {table} WHERE run_id = ? AND idx = ?"
     for table in ("stage_metrics", "output_files", "filter_artifacts")
@@ -27,9 +31,26 @@ def write_group(
     run_id: int,
     records: Sequence[IndexRecord],
     workers: Sequence[WorkerRow],
+    *,
+    in_doubt: bool,
 ) -> None:
-    """Write records, no two of one index, and rows of workers, in one transaction."""
+    """Write records, no two of one index, and rows of workers, in one transaction.
+
+    Parameters
+    ----------
+    connection : sqlite3.Connection
+        To write over.
+    run_id : int
+        The run that the records belong to.
+    records, workers : sequence
+        What to write.
+    in_doubt : bool
+        They may be there already, since an interrupt came while they were being committed.
+        Log entries, which are only ever added, must not be added twice.
+    """
     with Transaction(connection):
+        if in_doubt:
+            records = [each for each in records if not _is_there(connection, run_id, each)]
         # An attempt that failed must not take the place of one that another process completed.
         kept = [each for each in records if not _comes_too_late(connection, run_id, each)]
         keys = [(run_id, record.index) for record in kept]
@@ -52,7 +73,7 @@ class Transaction:
 
     def __enter__(self) -> None:
         # An interrupt between two lines can have left one open.
-        self._roll_back()
+        roll_back(self._connection)
         self._connection.execute("BEGIN IMMEDIATE")
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -61,14 +82,16 @@ class Transaction:
                 self._connection.execute("COMMIT")
                 return
             except sqlite3.Error:
-                self._roll_back()
+                roll_back(self._connection)
                 raise
-        self._roll_back()
+        roll_back(self._connection)
 
-    def _roll_back(self) -> None:
-        # Some errors, a full disk among them, have rolled back already.
-        if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
+
+def roll_back(connection: sqlite3.Connection) -> None:
+    """End a transaction without its changes, if one is open."""
+    # Some errors, a full disk among them, have rolled back already.
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
 
 
 _INSERT_RESULT = """
@@ -122,6 +145,16 @@ def _comes_too_late(connection: sqlite3.Connection, run_id: int, record: IndexRe
     if record.status == "completed":
         return False
     return connection.execute(_IS_COMPLETED, (run_id, record.index)).fetchone() is not None
+
+
+def _is_there(connection: sqlite3.Connection, run_id: int, record: IndexRecord) -> bool:
+    """Tell whether a record, which is written whole or not at all, is written."""
+    key = (run_id, record.index, record.worker.worker_id if record.worker else None)
+    if connection.execute(_IS_THERE, (*key, record.completed_at)).fetchone():
+        return True
+    # Of an attempt that failed too late there are its entries only.
+    first = record.logs[:1]
+    return any(connection.execute(_HAS_ENTRY, (*key, log.timestamp)).fetchone() for log in first)
 
 
 def _log_rows(run_id: int, records: Sequence[IndexRecord]) -> tuple[str, list[tuple[Any, ...]]]:
