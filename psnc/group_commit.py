@@ -229,7 +229,7 @@ class _GroupWriter:
         self._states: dict[str, _WorkerState] = {}
         self._changed: set[str] = set()
         self._error: Exception | None = None
-        # Whether somebody was told of the latest failure to write.
+        # Whether somebody was told that what waits cannot be written.
         self.failure_is_known = False
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -272,6 +272,13 @@ class _GroupWriter:
         StoreError
             If it cannot be written. It stays in memory, and the next call tries again.
         """
+        try:
+            self._flush()
+        except StoreError:
+            self.failure_is_known = True
+            raise
+
+    def _flush(self) -> None:
         with self._gate:
             with self._lock:
                 records = list(self._pending.values())
@@ -281,13 +288,12 @@ class _GroupWriter:
                 return
             try:
                 self._write(records, rows)
-            except BaseException as error:
+            except BaseException:
                 # Whatever it was: what is not written stays to be written.
                 with self._lock:
                     self._changed.update(row.info.worker_id for row in rows)
-                if isinstance(error, StoreError):
-                    self.failure_is_known = True
                 raise
+            self.failure_is_known = False
             with self._lock:
                 for record in records:
                     if self._pending.get(record.index) is record:
@@ -307,10 +313,9 @@ class _GroupWriter:
     def flush_in_time(self) -> None:
         """Write what waits, and keep an error for the thread that records next."""
         try:
-            self.flush()
+            self._flush()
         except Exception as error:
             self._error = error
-            self.failure_is_known = False
 
     def retire_thread(self) -> bool:
         """Let the thread go, unless there is something to write again."""

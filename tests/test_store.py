@@ -38,7 +38,9 @@ from stages_for_tests import (
 )
 
 from psnc import Config, Pipeline, StoreError, run_pipeline
+from psnc.builtin.checkpoint.store import SQLiteStore
 from psnc.manager import PluginManager, activated
+from psnc.records import WorkerInfo
 
 # --- the schema, as it is documented ----------------------------------------------------------
 
@@ -810,6 +812,43 @@ def test_error_messages_and_log_entries_of_any_text_are_recorded() -> None:
 class RaisesAnyText(Add):
     def __call__(self, items: Iterator[int]) -> Iterator[int]:
         raise RuntimeError(os.fsdecode(b"caf\xe9 \0 \xf0\x9f\x8d\xb2"))
+
+
+# --- the end of the process -------------------------------------------------------------------
+
+
+class _OnAFullDisk(SQLiteStore):
+    """A store that is written to in vain."""
+
+    is_full = True
+    attempts = 0
+
+    def write_group(self, *group: Any) -> None:
+        self.attempts += 1
+        if self.is_full:
+            raise StoreError("no room")
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_what_cannot_be_written_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], is_told: bool
+) -> None:
+    worker = WorkerInfo("worker", os.getpid(), "host", "2026-01-01T00:00:00+00:00", "run")
+    store = _OnAFullDisk(tmp_path / "runs.db", create=True, config=Config())
+    store.select(1)
+    store.index_started(worker, 0)
+    wait_until(lambda: store.attempts == 1)
+    if is_told:
+        with pytest.raises(StoreError, match="no room"):
+            store.flush()
+        with pytest.raises(StoreError, match="no room"):
+            store.index_started(worker, 1)
+        # This sign of life cannot be written either, which happens out of everybody's sight.
+        store.index_started(worker, 1)
+        wait_until(lambda: store.attempts == 3)
+    store.close_at_exit()
+    assert capsys.readouterr().err == ("" if is_told else "psnc: no room\n")
+    store.is_full = False
 
 
 # --- interrupts -------------------------------------------------------------------------------
