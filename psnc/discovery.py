@@ -23,7 +23,8 @@ from attrs import frozen
 from psnc.errors import StageError
 
 if TYPE_CHECKING:
-    from psnc.manager import Offer, OfferKind, PluginManager
+    from psnc.manager import PluginManager
+    from psnc.offers import Offer, OfferKind
 
 __all__ = [
     "Listed",

@@ -91,9 +91,8 @@ def psnc_add_commands(cli: click.Group) -> None:
 def psnc_configure(config: Config) -> None:
     """Set the plugin up in this process.
 
-    A forked child goes on with what its parent has set up.
-
-    When: once, when every plugin is loaded and every option is known.
+    When: once, when every plugin is loaded and every option is known. A child that somebody else's
+        code forks goes on with what its parent has set up.
     Process: driver and worker.
     Result: none.
     Errors: contained.
@@ -112,7 +111,7 @@ def psnc_unconfigure(config: Config) -> None:
     When: as the process ends in an orderly way; a killed one has no such moment.
     Process: driver and worker.
     Result: none.
-    Errors: contained.
+    Errors: contained; logged, and too late for the run's summary.
 
     Parameters
     ----------
@@ -256,7 +255,7 @@ def psnc_worker_done(run: Run, worker: WorkerInfo) -> None:
     When: once for each thread that worked, as it is released in an orderly way.
     Process: worker.
     Result: none.
-    Errors: contained.
+    Errors: contained. Those of another process than the driver's are only logged.
 
     Parameters
     ----------

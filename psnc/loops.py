@@ -315,7 +315,10 @@ class _Pass(Generic[T]):
             raise failure
         if run.plugins.config.strict_plugins and summary.plugin_errors:
             where = ", ".join(summary.plugin_errors)
-            raise PluginError(f"the loop is complete, but plugins raised ({where}): see the log")
+            raise PluginError(
+                f"the loop is complete, but plugins raised ({where}): the logger psnc.plugins has "
+                "said each one's first error"
+            )
 
     def _write_out(self, *, interrupted: bool) -> StoreError | None:
         """Have everything in the store, and return the error if that cannot be."""

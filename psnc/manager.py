@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import atexit
-import functools
-import importlib
 import itertools
-import logging
 import os
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from types import ModuleType, SimpleNamespace
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
 
 import pluggy
-from attrs import evolve, frozen
+from attrs import evolve
 
-from psnc import hookspecs
 from psnc.config import Config
-from psnc.errors import BackendError, PluginError, PsncError, StageError, StoreError
+from psnc.errors import BackendError, PluginError, PsncError, StageError
+from psnc.hook_calls import HookCalls
+from psnc.offers import Offer, OfferKind, check_reference
 from psnc.options import OptionParser, PluginOption, resolve_options
 from psnc.plugin_loading import (
     PluginFailure,
@@ -31,14 +29,12 @@ from psnc.plugin_loading import (
 from psnc.settings import SETTINGS, default_config
 
 __all__ = [
-    "Offer",
     "PluginManager",
     "activate",
     "activated",
     "active_config",
     "deactivate",
     "install",
-    "load_object",
     "plugin_manager",
 ]
 
@@ -52,41 +48,14 @@ BUILT_IN_PLUGINS = {
     "stages": "psnc.builtin.stages",
 }
 
-OfferKind = Literal["source", "filter", "sink", "backend"]
 
-_ORDER_OPTIONS = ("wrapper", "hookwrapper", "tryfirst", "trylast")
-
-logger = logging.getLogger("psnc.plugins")
-
-
-@frozen
-class _Observer:
-    """One plugin's implementation of one hook, ready to be called by keyword."""
-
-    plugin_name: str
-    function: Callable[..., Any]
-    arguments: tuple[str, ...]
-    answers_for_all: bool = False
-
-    def __call__(self, given: dict[str, Any]) -> Any:
-        return self.function(*map(given.__getitem__, self.arguments))
-
-
-class _Unrecorded(threading.local):
-    """The error of a store in the hook that the thread is calling, if there was one."""
-
-    error: StoreError | None = None
-
-
-class PluginManager(pluggy.PluginManager):
-    """Pluggy's manager, plus loading by configuration and calls that contain errors.
+class PluginManager(HookCalls):
+    """Loads plugins by configuration, calls their hooks, and knows what they offer.
 
     Attributes
     ----------
     config : Config
         The configuration that it was made from.
-    errors : dict of str to int
-        How often a hook raised, by ``"plugin: hook"``.
     origins : dict of str to PluginOrigin
         Where each loaded plugin comes from, by name, in the order of registration.
     failures : list of PluginFailure
@@ -94,19 +63,11 @@ class PluginManager(pluggy.PluginManager):
     """
 
     def __init__(self, config: Config | None = None) -> None:
-        super().__init__("psnc")
+        super().__init__()
         self.config = config or Config()
-        self.errors: dict[str, int] = {}
         self.origins: dict[str, PluginOrigin] = {}
         self.failures: list[PluginFailure] = []
-        self._logged: set[str] = set()
-        # Of psnc_configure: they are the first run's to tell.
-        self._untold: dict[str, int] = {}
-        self._observers: dict[str, tuple[_Observer, ...]] = {}
-        self._lock = threading.Lock()
-        self._unrecorded = _Unrecorded()
         self._pid = os.getpid()
-        self.add_hookspecs(hookspecs)
         self._hook_arguments = {
             name: tuple(caller.spec.argnames)
             for name, caller in vars(self.hook).items()
@@ -173,13 +134,8 @@ class PluginManager(pluggy.PluginManager):
     def configure(self, given: Mapping[str, Any] | None = None, **settings: Any) -> None:
         """Finish the configuration as :meth:`settle` does, and let plugins set themselves up."""
         self.settle(given, **settings)
-        before = dict(self.errors)
-        self.call_contained("psnc_configure", config=self.config)
-        self._untold = {
-            key: count - before.get(key, 0)
-            for key, count in self.errors.items()
-            if count > before.get(key, 0)
-        }
+        with self.errors_left_to_tell():
+            self.call_contained("psnc_configure", config=self.config)
 
     def settle(self, given: Mapping[str, Any] | None = None, **settings: Any) -> None:
         """Finish the configuration.
@@ -234,7 +190,7 @@ class PluginManager(pluggy.PluginManager):
             raise PluginError(f"{origin.described} is refused: {reason}") from error
         if registered is not None:
             self.origins[name] = origin
-        self._observers = {}
+        self.forget_observers()
         return registered
 
     def unregister(self, plugin: Any = None, name: str | None = None) -> Any:
@@ -242,90 +198,8 @@ class PluginManager(pluggy.PluginManager):
         name = name or self.get_name(plugin)
         removed = super().unregister(plugin, name)
         self.origins.pop(name or "", None)
-        self._observers = {}
+        self.forget_observers()
         return removed
-
-    def implements(self, hook_name: str) -> bool:
-        """Tell whether any plugin implements a hook, so that an idle hook costs one look-up."""
-        return bool(self._observers_of(hook_name))
-
-    def call_contained(
-        self, hook_name: str, check: Callable[[Any], Any] | None = None, /, **arguments: Any
-    ) -> list[Any]:
-        """Call every implementation of a hook, each one's error contained.
-
-        Parameters
-        ----------
-        hook_name : str
-            The hook.
-        check : callable, optional
-            Given each answer; what it raises counts as the plugin's own error.
-        **arguments
-            The hook's arguments, all of them.
-
-        Returns
-        -------
-        list
-            What the implementations returned, ``None`` left out; last registered first.
-
-        Raises
-        ------
-        StoreError
-            Once every plugin has been called: what cannot be recorded must be said.
-        """
-        results: list[Any] = []
-        observers = self._observers.get(hook_name)
-        if observers is None:
-            observers = self._observers_of(hook_name)
-        if not observers:
-            return results
-        unrecorded: StoreError | None = None
-        for observer in observers:
-            try:
-                result = observer(arguments)
-                if result is None:
-                    continue
-                answers = result if observer.answers_for_all else (result,)
-                if check is not None:
-                    for answer in answers:
-                        check(answer)
-                results.extend(answers)
-            except StoreError as error:
-                # Said at the end, since the other plugins still have to clean up.
-                unrecorded = unrecorded or error
-            except Exception as error:
-                self._report(observer.plugin_name, hook_name, error)
-        if unrecorded is not None:
-            raise unrecorded
-        return results
-
-    def first_result(
-        self, hook_name: str, check: Callable[[Any], Any] | None = None, /, **arguments: Any
-    ) -> Any:
-        """Call a *first result* hook until one plugin answers, errors contained.
-
-        Parameters
-        ----------
-        hook_name : str
-            The hook.
-        check : callable, optional
-            Given an answer; what it raises counts as the plugin's own error.
-        **arguments
-            The hook's arguments, all of them.
-        """
-        for observer in self._observers_of(hook_name):
-            try:
-                result = observer(arguments)
-                if result is not None and check is not None:
-                    check(result)
-            except StoreError:
-                raise
-            except Exception as error:
-                self._report(observer.plugin_name, hook_name, error)
-            else:
-                if result is not None:
-                    return result
-        return None
 
     def first_or_raise(self, hook_name: str, **arguments: Any) -> Any:
         """Call a *first result* hook that cannot be done without, wrappers included.
@@ -354,16 +228,6 @@ class PluginManager(pluggy.PluginManager):
         for each in caller.get_hookimpls():
             yield self.origins[each.plugin_name], each.function
 
-    def errors_told(self) -> dict[str, int]:
-        """Return the errors that are not for the summary of a run that begins now."""
-        untold, self._untold = self._untold, {}
-        return {key: count - untold.get(key, 0) for key, count in self.errors.items()}
-
-    def count_errors(self, errors: dict[str, int]) -> None:
-        """Add the errors that another process counted."""
-        for key, count in errors.items():
-            self.errors[key] = self.errors.get(key, 0) + count
-
     # --- what plugins offer -------------------------------------------------------------------
 
     def offers(self, kind: OfferKind) -> dict[str, Offer]:
@@ -386,7 +250,7 @@ class PluginManager(pluggy.PluginManager):
                     f"{type(mapping).__qualname__}: return a mapping of names to classes"
                 )
             for name, reference in mapping.items():
-                _check_reference(hook, origin, name, reference)
+                check_reference(hook, origin, name, reference)
                 offered[name] = Offer(name, reference, origin)
         return offered
 
@@ -435,130 +299,6 @@ class PluginManager(pluggy.PluginManager):
         except Exception as error:
             raise _raised(origin, hook, error) from error
 
-    # --- calls --------------------------------------------------------------------------------
-
-    def _observers_of(self, hook_name: str) -> tuple[_Observer, ...]:
-        observers = self._observers.get(hook_name)
-        if observers is None:
-            caller: pluggy.HookCaller = getattr(self.hook, hook_name)
-            observers = tuple(self._make_observers(caller))
-            self._observers[hook_name] = observers
-        return observers
-
-    def _make_observers(self, caller: pluggy.HookCaller) -> Iterable[_Observer]:
-        implementations = caller.get_hookimpls()
-        if any(each.wrapper or each.hookwrapper for each in implementations):
-            yield self._make_wrapped_observer(caller)
-            return
-        for each in reversed(implementations):
-            yield _Observer(each.plugin_name, each.function, tuple(each.argnames))
-
-    def _make_wrapped_observer(self, caller: pluggy.HookCaller) -> _Observer:
-        """Leave a hook with wrappers to pluggy, whose machinery goes around the whole call.
-
-        A manager of its own holds copies of the implementations, in which errors are contained:
-        those of a wrapper too, before they could keep the other plugins from being called.
-        """
-        assert caller.spec is not None  # every hook that psnc calls is specified
-        inner = pluggy.PluginManager("psnc")
-        inner.add_hookspecs(hookspecs)
-        for each in caller.get_hookimpls():
-            is_wrapper = each.wrapper or each.hookwrapper
-            contain = self._contained_wrapper if is_wrapper else self._contained
-            function = contain(each, caller.name)
-            options: dict[str, Any] = dict(each.opts)
-            mark = hookspecs.hookimpl(**{key: options[key] for key in _ORDER_OPTIONS})
-            holder = SimpleNamespace(**{caller.name: mark(function)})
-            inner.register(holder)
-        names = tuple(caller.spec.argnames)
-        hook = getattr(inner.hook, caller.name)
-
-        def call(*values: Any) -> Any:
-            outer, self._unrecorded.error = self._unrecorded.error, None
-            try:
-                result = hook(**dict(zip(names, values, strict=True)))
-                if self._unrecorded.error is not None:
-                    raise self._unrecorded.error
-                return result
-            finally:
-                self._unrecorded.error = outer
-
-        plugin_names = "+".join(
-            each.plugin_name for each in caller.get_hookimpls() if each.wrapper or each.hookwrapper
-        )
-        return _Observer(plugin_names, call, names, not caller.spec.opts.get("firstresult"))
-
-    def _contained(self, implementation: pluggy.HookImpl, hook_name: str) -> Callable[..., Any]:
-        @functools.wraps(implementation.function)
-        def contained(*arguments: Any) -> Any:
-            try:
-                return implementation.function(*arguments)
-            except Exception as error:
-                self._contain(implementation.plugin_name, hook_name, error)
-                return None
-
-        return contained
-
-    def _contained_wrapper(
-        self, implementation: pluggy.HookImpl, hook_name: str
-    ) -> Callable[..., Any]:
-        """Have a wrapper that raises keep nothing from the plugins that it goes around."""
-        contain = functools.partial(self._contain, implementation.plugin_name, hook_name)
-
-        @functools.wraps(implementation.function)
-        def contained(*arguments: Any) -> Generator[Any, Any, Any]:
-            wrapper: Any = implementation.function(*arguments)
-            try:
-                next(wrapper)
-            except StopIteration:
-                contain(RuntimeError("a wrapper yields once, and this one did not"))
-                return (yield)
-            except Exception as error:
-                contain(error)
-                return (yield)
-            try:
-                result = yield
-            except BaseException as error:  # an interrupt: errors were contained on the way
-                with suppress(StopIteration):
-                    wrapper.throw(error)
-                raise
-            try:
-                wrapper.send(result)
-            except StopIteration as end:
-                return end.value
-            except Exception as error:
-                contain(error)
-            else:
-                wrapper.close()
-                contain(RuntimeError("a wrapper yields once, and this one did twice"))
-            return result
-
-        return contained
-
-    def _contain(self, plugin_name: str, hook_name: str, error: Exception) -> None:
-        if not isinstance(error, StoreError):
-            self._report(plugin_name, hook_name, error)
-        elif self._unrecorded.error is None:
-            # Said at the end, since the other plugins still have to clean up.
-            self._unrecorded.error = error
-
-    def _report(self, plugin_name: str, hook_name: str, error: Exception) -> None:
-        key = f"{plugin_name}: {hook_name}"
-        with self._lock:
-            first = key not in self._logged
-            self._logged.add(key)
-            self.errors[key] = self.errors.get(key, 0) + 1
-        if first:
-            logger.error(
-                "plugin %s raised in %s (%s: %s); the run goes on without it, and further errors "
-                "of this hook are only counted",
-                plugin_name,
-                hook_name,
-                type(error).__name__,
-                error,
-                exc_info=error,
-            )
-
     # --- loading ------------------------------------------------------------------------------
 
     def _load(self, origin: PluginOrigin) -> None:
@@ -577,50 +317,6 @@ class PluginManager(pluggy.PluginManager):
                 hook = options.get("specname") or name
                 found.append((hook, getattr(plugin, name), bool(options.get("optionalhook"))))
         return found
-
-
-@frozen
-class Offer:
-    """A stage or backend that a plugin offers by name."""
-
-    name: str
-    reference: type[Any] | str
-    origin: PluginOrigin
-
-    def load(self) -> type[Any]:
-        """Return the class, imported now if it was only named.
-
-        Raises
-        ------
-        PluginError
-            If it cannot be imported.
-        """
-        if not isinstance(self.reference, str):
-            return self.reference
-        try:
-            loaded: type[Any] = load_object(self.reference)
-        except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise PluginError(
-                f"{self.name!r} of {self.origin.described} cannot be imported from "
-                f"{self.reference!r} ({reason}): install what it needs, or mend the plugin"
-            ) from error
-        return loaded
-
-
-def _check_reference(hook: str, origin: PluginOrigin, name: Any, reference: Any) -> None:
-    is_text = isinstance(reference, str) and all(reference.partition(":"))
-    if not isinstance(name, str) or not (is_text or isinstance(reference, type)):
-        raise PluginError(
-            f"{origin.described}: {hook} names {name!r} {reference!r}: give a class, or its "
-            'reference "module:Class"'
-        )
-
-
-def load_object(reference: str) -> Any:
-    """Import what ``"module:name"`` refers to."""
-    module, _, name = reference.partition(":")
-    return getattr(importlib.import_module(module), name)
 
 
 def _raised(origin: PluginOrigin, hook: str, error: Exception) -> PluginError:

@@ -107,6 +107,7 @@ class Run:
             return
         try:
             if create:
+                self._require_recorder()
                 self._refuse_other_directory(store)
             store.attach(self)
         except BaseException:
@@ -148,6 +149,15 @@ class Run:
             self.store.close()
             self.store = None
 
+    def _require_recorder(self) -> None:
+        """Make sure that some plugin records to the store, which another one may have opened."""
+        if not self.plugins.implements("psnc_index_lookup"):
+            url = shown_url(self.pipeline.configured_store_url)
+            raise StoreError(
+                f"no loaded plugin records to {url}, since none implements psnc_index_lookup: see "
+                "psnc plugins for those kept out, or say track_metrics=False to record nothing"
+            )
+
     def _refuse_other_directory(self, store: CheckpointStore) -> None:
         """Keep a resume from taking another directory's files for its own.
 
@@ -168,10 +178,11 @@ class Run:
                 for each in (self.run_dir, recorded[-1].run_dir)
             ):
                 place = shown_url(self.pipeline.configured_store_url)
+                other = "store" if holds_many_runs else "db_dir"
                 raise StoreError(
                     f"{place} was recorded in {recorded[-1].run_dir}, "
                     f"where the relative path {text!r} is another than in {self.run_dir}: run from "
-                    "there, give absolute paths, or choose another db_dir"
+                    f"there, give absolute paths, or choose another {other}"
                 )
 
 

@@ -174,7 +174,10 @@ class Session:
             raise self._first_exception
         if self.plugins.config.strict_plugins and self.summary.plugin_errors:
             where = ", ".join(self.summary.plugin_errors)
-            raise PluginError(f"the run is complete, but plugins raised ({where}): see the log")
+            raise PluginError(
+                f"the run is complete, but plugins raised ({where}): the logger psnc.plugins has "
+                "said each one's first error"
+            )
         return self.summary
 
     def results(self) -> list[list[str]]:

@@ -66,7 +66,7 @@ def read_config(*, plugins: Iterable[str] = (), beside: Iterable[Path] = ()) -> 
         plugins=named,
         local_plugins=tuple(_local_plugins(beside)),
         load_installed=os.environ.get("PSNC_DISABLE_INSTALLED_PLUGINS", "") in ("", "0"),
-        store=os.environ.get("PSNC_STORE") or store,
+        store=os.environ.get("PSNC_STORE", "").strip() or store,
         file=None if file is None else str(file),
         file_options={key: value for key, value in table.items() if key not in SETTINGS},
         **settings,

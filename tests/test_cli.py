@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stages_for_tests import TESTS_PATH, wait_until
+from stages_for_tests import TESTS_FIRST, TESTS_PATH, wait_until
 
 from psnc.cli import main
 
@@ -518,6 +518,39 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly(database: Path) 
     command = f"{sys.executable} -m psnc status {database} | true"
     finished = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert finished.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["run", "status"])
+def test_a_full_disk_for_the_output_is_said_in_one_line(database: Path, command: str) -> None:
+    target = database if command == "status" else "numbers_file:healthy"
+    with open("/dev/full", "w") as full:
+        finished = subprocess.run(
+            [sys.executable, "-m", "psnc", command, str(target)],
+            env={**os.environ, "PYTHONPATH": TESTS_FIRST},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert finished.returncode == 74
+    said = finished.stderr.splitlines()[-1]
+    assert said == "psnc: cannot write the output (No space left on device)"
+    assert "Traceback" not in finished.stderr
+
+
+def test_strict_plugins_fail_a_run_whose_summary_is_said_all_the_same(
+    psnc: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "careless.py").write_text(
+        "import psnc\n@psnc.hookimpl\ndef psnc_index_done():\n    raise ValueError('never')\n"
+    )
+    arguments = ("run", "numbers_file:healthy", "-p", "careless")
+    assert psnc(*arguments)[0] == 0
+    code, out, err = psnc(*arguments, "--strict-plugins")
+    assert code == 2
+    assert " completed, 0 failed, of " in out
+    assert f"database {tmp_path}" in out
+    assert "careless: psnc_index_done" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.2, 0.35, 0.5, 0.65, 0.8])

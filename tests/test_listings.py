@@ -190,7 +190,7 @@ def test_a_plugin_with_bad_commands_breaks_no_help_and_no_other_command(
     assert "Commands of the plugin greets:" in said.out
     told = " ".join(said.out.split())
     if complaint is None:
-        assert "Some plugins could not be loaded: psnc plugins says why." in told
+        assert "Could not be loaded: rude. Ask psnc plugins why." in told
         assert psnc("-p", "rude", "greeet").error.startswith("-p rude: importing it raised")
         return
     assert f"Commands are missing: plugin 'rude' of -p rude {complaint}" in told

@@ -887,6 +887,19 @@ def test_an_unknown_scheme_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_store_to_which_nothing_would_record_is_refused(tmp_path: Path) -> None:
+    manager = PluginManager(Config(plugins=("no:checkpoint",), load_installed=False))
+    manager.load()
+    manager.register(OffersMemoryStore())
+    with activated(manager):
+        with pytest.raises(StoreError, match="no loaded plugin records to memory://"):
+            run_pipeline(numbers_pipeline(3, store="memory://somewhere"))
+        assert run_pipeline(numbers_pipeline(3, store="memory://x", track_metrics=False))
+        # Without a URL, nothing was asked for.
+        assert run_pipeline(numbers_pipeline(3))
+    assert not list(tmp_path.rglob("*.db"))
+
+
 class BadShop:
     @hookimpl
     def psnc_open_store(self, url: str) -> Any:

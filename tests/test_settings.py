@@ -318,8 +318,9 @@ def test_a_store_is_the_command_lines_or_the_environments_or_the_files(
 ) -> None:
     write("psnc.toml", 'store = "of_file.db"')
     assert f"database {tmp_path / 'of_file.db'}\n" in psnc("run", "three:pipeline").out
-    monkeypatch.setenv("PSNC_STORE", "")
-    assert f"database {tmp_path / 'of_file.db'}\n" in psnc("run", "three:pipeline").out
+    for blank in ("", "  "):
+        monkeypatch.setenv("PSNC_STORE", blank)
+        assert f"database {tmp_path / 'of_file.db'}\n" in psnc("run", "three:pipeline").out
     monkeypatch.setenv("PSNC_STORE", "of_environment.db")
     assert f"database {tmp_path / 'of_environment.db'}\n" in psnc("run", "three:pipeline").out
     said = psnc("run", "three:pipeline", "--store", "given.db")

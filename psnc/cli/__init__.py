@@ -71,7 +71,8 @@ class _Group(click.Group):
             formatter.write(f"Commands are missing: {problem}\n")
         if manager.failures:
             formatter.write_paragraph()
-            formatter.write_text("Some plugins could not be loaded: psnc plugins says why.")
+            names = ", ".join(failure.origin.title for failure in manager.failures)
+            formatter.write_text(f"Could not be loaded: {names}. Ask psnc plugins why.")
 
     @staticmethod
     def _make_ready(manager: PluginManager) -> None:
@@ -94,6 +95,7 @@ def cli(plugins: tuple[str, ...]) -> None:
       2    something in the input is wrong
       3    the database cannot be read or written
       70   a stage or plugin raised where nothing could record it
+      74   the output cannot be written, as to a full disk
       130  interrupted
     """  # noqa: D301
 
@@ -113,9 +115,16 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
     except BrokenPipeError:
-        # Whoever read the output has seen enough; Python would complain once more at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        # Whoever read the output has seen enough.
+        _give_up_output()
         sys.exit(141)
+    except OSError as error:
+        # One that names a file came from elsewhere.
+        if error.filename is not None or not _is_output_gone():
+            _print_traceback()
+            sys.exit(70)
+        click.echo(f"psnc: cannot write the output ({error.strerror})", err=True)
+        sys.exit(74)
     except PsncError as error:
         if "--debug" in given:
             _print_traceback()
@@ -125,6 +134,21 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception:
         _print_traceback()
         sys.exit(70)
+
+
+def _is_output_gone() -> bool:
+    """Tell whether standard output takes nothing any more, and give it up then."""
+    try:
+        print(flush=True)
+    except OSError:
+        _give_up_output()
+        return True
+    return False
+
+
+def _give_up_output() -> None:
+    """Keep Python from complaining once more at its exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _without_passwords(message: str, arguments: list[str]) -> str:

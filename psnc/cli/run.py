@@ -198,6 +198,10 @@ def run(
     except KeyboardInterrupt:
         _say_interrupted(session)
         sys.exit(130)
+    except PluginError:
+        if session.summary is not None:
+            _say_done(session.summary)
+        raise
     _say_done(summary)
     sys.exit(1 if summary.failed else 0)
 
@@ -278,7 +282,9 @@ def _say_interrupted(session: Session) -> None:
     done = summary.completed + summary.cached
     click.echo(f"interrupted: {done} of {summary.requested} completed", err=True)
     if summary.db_path:
-        click.echo(f"go on with: {_resume_command(session, summary.db_path)}", err=True)
+        command = _resume_command(session, summary.db_path)
+        hint = ", with the password in place of ***" if "***" in command else ""
+        click.echo(f"go on with{hint}: {command}", err=True)
 
 
 def _resume_command(session: Session, db_path: str) -> str:

@@ -29,7 +29,7 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 SCHEMA_VERSION = 1
 
 # libpq itself would wait for ever for a host that does not answer, and for a quarter of an hour
-# for one that has stopped to. Each is left alone where the URL or the environment says something.
+# for one that stops answering. Each is left alone where the URL or the environment says something.
 _PATIENCE = {
     "connect_timeout": ("PGCONNECT_TIMEOUT", 10),
     "keepalives_idle": (None, 30),
