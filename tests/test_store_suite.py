@@ -43,8 +43,8 @@ BROKEN_STORES = """
     class LetsErrorsWin(SQLiteStore):
         def record(self, record):
             if record.status == "error":
-                self._change([(
-                    "UPDATE index_results SET status = 'error' WHERE run_id = ? AND idx = ?",
+                self.change([(
+                    "UPDATE {schema}.index_results SET status = 'error' WHERE run_id = ? AND idx = ?",
                     (self.run_id, record.index),
                 )])
             super().record(record)
