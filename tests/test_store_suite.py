@@ -43,10 +43,9 @@ BROKEN_STORES = """
     class LetsErrorsWin(SQLiteStore):
         def record(self, record):
             if record.status == "error":
-                self.change([(
-                    "UPDATE {schema}.index_results SET status = 'error' WHERE run_id = ? AND idx = ?",
-                    (self.run_id, record.index),
-                )])
+                update = "UPDATE {schema}.index_results SET status = 'error'"
+                key = (self.run_id, record.index)
+                self.change([(f"{update} WHERE run_id = ? AND idx = ?", key)])
             super().record(record)
 
     class SortsPaths(SQLiteStore):

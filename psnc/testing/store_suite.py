@@ -165,20 +165,21 @@ class StoreSuite:
         assert second.completed_indices() == expected
         assert len(second.runs()) == (2 if self.holds_many_runs else 1)
 
-    def test_a_fresh_run_does_not_mind_where_another_one_was_recorded(
+    def test_where_a_run_was_recorded_matters_to_whoever_goes_on_with_it(
         self, workplace: StoreWorkplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        if not self.holds_many_runs:
-            pytest.skip("a run of the same configuration is the same run")
-        for place in ("here", "there"):
-            (tmp_path / place).mkdir()
-            monkeypatch.chdir(tmp_path / place)
-            pipeline = workplace.pipeline(journal="journal", resume=False)
-            run_pipeline(pipeline, indices=[0])
-            assert pipeline.completed_indices == {0}
-        resumed = workplace.pipeline(journal="journal")
-        assert resumed.completed_indices == {0}
-        monkeypatch.chdir(tmp_path / "here")
+        def go_to(name: str) -> None:
+            (tmp_path / name).mkdir(exist_ok=True)
+            monkeypatch.chdir(tmp_path / name)
+
+        go_to("here")
+        run_pipeline(workplace.pipeline(journal="journal", resume=False), indices=[0])
+        go_to("there")
+        if self.holds_many_runs:
+            fresh = workplace.pipeline(journal="journal", resume=False)
+            run_pipeline(fresh, indices=[0])
+            assert fresh.completed_indices == {0}
+            go_to("here")
         with pytest.raises(StoreError, match="relative path"):
             workplace.pipeline(journal="journal").summary()
 
