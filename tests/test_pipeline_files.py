@@ -292,7 +292,9 @@ VALUES = [
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("value", VALUES, ids=repr)
+@pytest.mark.parametrize(
+    "value", VALUES, ids=lambda value: re.sub(" at 0x[0-9a-f]+", "", repr(value))
+)
 def test_a_value_is_the_same_when_it_is_read(value: Any, suffix: str) -> None:
     pipeline = chain(Pass(value))
     assert reloaded(pipeline, suffix).config_json == pipeline.config_json
@@ -1015,7 +1017,9 @@ RIGHT = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "expected"), RIGHT, ids=str)
+@pytest.mark.parametrize(
+    ("name", "value", "expected"), RIGHT, ids=[f"{name}-{value}" for name, value, _ in RIGHT]
+)
 def test_a_value_becomes_what_its_annotation_asks_for(name: str, value: Any, expected: Any) -> None:
     (stage,) = load_tree(tree(use("OneOfEach", **{name: value}))).filters
     found = getattr(stage.arguments, name)  # type: ignore[attr-defined]
