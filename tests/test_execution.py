@@ -340,7 +340,9 @@ def test_an_index_that_failed_once_completes_when_it_is_run_again(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "message", ["no file b\udcffd", "a\0b", "100 %s {} \n second line", "☃", "x" * 100_000]
+    "message",
+    ["no file b\udcffd", "a\0b", "100 %s {} \n second line", "☃", "x" * 100_000],
+    ids=["odd byte", "nul", "placeholders", "symbol", "long"],
 )
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_an_error_of_any_text_is_recorded(backend: str, message: str) -> None:
