@@ -433,8 +433,21 @@ def _flush_atomically(filter: Any, path: Path) -> bool:
     try:
         filter.flush(aside)
         if not aside.exists():
+            _refuse_longer_name(filter, aside)
             return False
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
     return True
+
+
+def _refuse_longer_name(filter: Any, path: Path) -> None:
+    """Find a shard that would be lost, since NumPy ends the names of its files in its own way."""
+    for suffix in (".npy", ".npz"):
+        longer = path.with_name(f"{path.name}{suffix}")
+        if longer.exists():
+            longer.unlink()
+            raise StageError(
+                f"{stage_name(filter)}.flush() wrote a file with {suffix!r} added to the name that "
+                f"it was given: write artifact_suffix = {suffix!r} in the class"
+            )

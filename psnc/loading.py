@@ -132,7 +132,7 @@ def _import_error(what: str, error: Exception | SystemExit) -> PsncError:
     return _raised(f"importing {what}", error)
 
 
-def _raised(doing: str, error: Exception) -> PipelineError:
+def _raised(doing: str, error: BaseException) -> PipelineError:
     reason = " ".join(str(error).split())
     return PipelineError(f"{doing} raised {type(error).__name__}: {reason} (--debug shows where)")
 
@@ -174,5 +174,5 @@ def _call_factory(factory: Any, target: str) -> Any:
         return factory()
     except PsncError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _raised(f"calling {target}", error) from error

@@ -309,6 +309,16 @@ def _check_arguments(
                 f"{origin.described}: {hook} has no argument {name!r} ({_place(function)}): "
                 f"{_suggestion(name, arguments, takes)}"
             )
+    for parameter in inspect.signature(function).parameters.values():
+        by_keyword = parameter.kind is parameter.KEYWORD_ONLY
+        if by_keyword and parameter.default is not parameter.empty:
+            continue
+        if by_keyword or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise PluginError(
+                f"{origin.described}: {hook} has {str(parameter).partition(':')[0]!r}, which is "
+                f"never filled ({_place(function)}): name the arguments that it needs, and no * "
+                "before them"
+            )
 
 
 def _check_callable(hook: str, function: Any, plugin: Any, origin: PluginOrigin) -> None:
@@ -316,6 +326,7 @@ def _check_callable(hook: str, function: Any, plugin: Any, origin: PluginOrigin)
         raise PluginError(
             f"{origin.described}: {hook} is async ({_place(function)}): write it with a plain def"
         )
+    _check_yield(hook, function, origin)
     if isinstance(plugin, type) and isinstance(
         inspect.getattr_static(plugin, function.__name__, None), FunctionType
     ):
@@ -324,6 +335,20 @@ def _check_callable(hook: str, function: Any, plugin: Any, origin: PluginOrigin)
             f"{origin.described}: {hook} needs an object of the class {name} "
             f"({_place(function)}): make one, as in plugin = {name}(), and name that"
         )
+
+
+def _check_yield(hook: str, function: Any, origin: PluginOrigin) -> None:
+    marks = getattr(function, "psnc_impl", {})
+    is_wrapper = bool(marks.get("wrapper") or marks.get("hookwrapper"))
+    if is_wrapper and not inspect.isgeneratorfunction(function):
+        problem = "is a wrapper that does not yield"
+        advice = "yield once, where the other plugins are to be called"
+    elif inspect.isgeneratorfunction(function) and not is_wrapper:
+        problem = "yields, so that its body would never run"
+        advice = "return instead, or mark a wrapper with @psnc.hookimpl(wrapper=True)"
+    else:
+        return
+    raise PluginError(f"{origin.described}: {hook} {problem} ({_place(function)}): {advice}")
 
 
 def _check_unmarked(

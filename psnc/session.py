@@ -385,6 +385,7 @@ class _Dispatcher:
         if error is not None:
             raise error
         result = future.result()
+        self._require_result_of(flight.batch, result)
         self._learn(result)
         self._cut_short |= len(result.records) < len(flight.batch)
         if flight.after:
@@ -394,6 +395,22 @@ class _Dispatcher:
             records = [attrs.evolve(record, cached=False) for record in result.records]
             result = attrs.evolve(result, records=records)
         return result
+
+    def _require_result_of(self, batch: tuple[int, ...], result: Any) -> None:
+        """Refuse what would pass for a run of all indices, and is not."""
+        name = type(self._backend).__qualname__
+        if not isinstance(result, BatchResult):
+            raise BackendError(
+                f"backend {name} answers a batch with {type(result).__qualname__!r}: give its "
+                "future what the task returned"
+            )
+        ended = tuple(record.index for record in result.records)
+        may_be_cut_short = self._stopping or self._task.stop_on_error
+        if ended != (batch[: len(ended)] if may_be_cut_short else batch):
+            raise BackendError(
+                f"backend {name} answers a batch of {len(batch)} indices with the records of "
+                f"{len(ended)}, or of others: call the task once, with all indices of the batch"
+            )
 
     def _after_death(self, error: WorkerDiedError, flight: _Flight) -> BatchResult:
         self._task.worker_died(error.pid)
@@ -470,6 +487,11 @@ def _make_backend(
     if name is None:
         name = "sequential" if n_jobs == 1 else "process_pool"
     backend_class = plugins.backend_class(name)
+    if not (isinstance(backend_class, type) and issubclass(backend_class, Backend)):
+        raise BackendError(
+            f"backend {name!r} is {backend_class!r}, which is no psnc.Backend: derive it from "
+            "that, in the plugin that offers it (psnc backends)"
+        )
     try:
         backend: Backend = backend_class(n_jobs, **options)
     except TypeError as error:

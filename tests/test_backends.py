@@ -414,6 +414,59 @@ def test_a_plugin_can_take_the_place_of_a_built_in_backend(plugins: PluginManage
     assert opened.pop().log == ["", "start", "stop"]
 
 
+class CarelessBackend(Backend):
+    """Runs batches in the driver, and not as it is asked to."""
+
+    def __init__(self, n_jobs: int, answer: Callable[[WorkerTask, Sequence[int]], Any]) -> None:
+        super().__init__(n_jobs)
+        self._answer = answer
+
+    def start(self, task: WorkerTask) -> None:
+        self._task = task
+
+    def submit(self, indices: Sequence[int]) -> Future[BatchResult]:
+        future: Future[BatchResult] = Future()
+        future.set_result(self._answer(self._task, indices))
+        return future
+
+    def stop(self, *, now: bool = False) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        (lambda task, indices: task(indices[1:]), "a batch of 1 indices with the records of 0"),
+        (lambda task, indices: task([*indices, *indices]), "1 indices with the records of 2"),
+        (lambda task, indices: task([5 - each for each in indices]), "records of 1, or of others"),
+        (lambda task, indices: task(indices).records, "with .list.: give its future"),
+    ],
+    ids=["fewer", "twice", "others", "no result"],
+)
+def test_a_backend_that_does_not_run_what_it_is_given_is_found_out(
+    answer: Callable[[WorkerTask, Sequence[int]], Any], complaint: str, plugins: PluginManager
+) -> None:
+    class Offers:
+        @hookimpl
+        def psnc_backends(self) -> Mapping[str, type[Backend]]:
+            return {"careless": CarelessBackend}
+
+    plugins.register(Offers())
+    with pytest.raises(BackendError, match=f"backend CarelessBackend answers .*{complaint}"):
+        run_pipeline(numbers_pipeline(6), backend="careless", answer=answer)
+
+
+@pytest.mark.parametrize("offered", [dict, "os:getcwd"])
+def test_what_is_no_backend_is_refused(offered: Any, plugins: PluginManager) -> None:
+    class Offers:
+        @hookimpl
+        def psnc_backends(self) -> Mapping[str, Any]:
+            return {"odd": offered}
+
+    plugins.register(Offers())
+    with pytest.raises(BackendError, match=r"'odd' is .*, which is no psnc\.Backend"):
+        run_pipeline(numbers_pipeline(6), backend="odd")
+
+
 def test_pipelines_run_with_a_pool_that_is_not_psncs_own(query: Callable[..., Any]) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

@@ -204,6 +204,38 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("backend", ["sequential", "thread_pool", "process_pool"])
+@pytest.mark.parametrize("code", [0, None, 1, "no licence"])
+def test_a_stage_that_exits_is_not_taken_for_the_end_of_the_run(
+    psnc: Command, tmp_path: Path, pipeline_file: Path, backend: str, code: object
+) -> None:
+    pipeline_file.write_text(f"""
+from psnc import Filter
+from stages_for_tests import Discard, Numbers
+
+class Leave(Filter):
+    def __call__(self, items):
+        raise SystemExit({code!r})
+
+pipeline = Numbers(4).filter(Leave()).write(Discard())
+""")
+    ended, out, err = psnc("run", "numbers_file:pipeline", "--backend", backend, "--no-progress")
+    assert (ended, out) == (2, "")
+    interrupted, go_on, reason = err.splitlines()
+    assert interrupted == "interrupted: 0 of 4 completed"
+    assert f"--db-file {the_database(tmp_path)}" in go_on
+    assert f"a stage or plugin called exit({code}), which ended the run" in reason
+
+
+def test_a_factory_that_exits_is_said_in_one_line(psnc: Command, pipeline_file: Path) -> None:
+    pipeline_file.write_text("def factory():\n    raise SystemExit(0)\n")
+    code, out, err = psnc("run", "numbers_file:factory")
+    assert (code, out) == (2, "")
+    assert err == (
+        "psnc: calling numbers_file:factory raised SystemExit: 0 (--debug shows where)\n"
+    )
+
+
 def test_a_file_that_raises_is_said_in_one_line(psnc: Command, pipeline_file: Path) -> None:
     pipeline_file.write_text("1 / 0\n")
     code, _, err = psnc("run", "numbers_file.py:pipeline")
@@ -277,6 +309,28 @@ def test_status_in_json_for_programs(psnc: Command, database: Path) -> None:
     _, out, _ = psnc("status", database, "--json")
     (run,) = json.loads(out)
     assert (run["completed"], run["failed"], run["remaining"], run["total"]) == (4, 2, 4, 10)
+
+
+def test_nobody_is_at_an_index_that_is_completed(psnc: Command, tmp_path: Path) -> None:
+    """Not the worker that was killed over it either, once another has run it."""
+    command = ["run", "numbers_file:waiting", "--resume", "--no-progress"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "psnc", *command],
+        env={**os.environ, "PYTHONPATH": str(TESTS_PATH)},
+    )
+    try:
+        begun = f"  index 0 begun by process {process.pid} on "
+        wait_until((tmp_path / "reached-0").exists)
+        wait_until(lambda: begun in psnc("status", the_database(tmp_path))[1])
+    finally:
+        process.kill()
+        process.wait()
+    assert begun in psnc("status", the_database(tmp_path))[1]  # it may be another machine's
+    (tmp_path / "go").touch()
+    assert psnc(*command)[0] == 0
+    out = psnc("status", the_database(tmp_path))[1]
+    assert "60 of 60 completed" in out
+    assert "begun by" not in out
 
 
 def test_errors_lists_what_failed(psnc: Command, database: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from drivers import BACKENDS, jobs
 from stages_for_tests import Add, Discard, Double, FailOn, Numbers, Sum, WriteText
@@ -153,6 +154,15 @@ class KeepsNothing(Sum):
     def flush(self, path: Path) -> None:
         if self.total % 2 == 0:
             super().flush(path)
+
+
+class SavesArrays(Sum):
+    """Leaves it to NumPy to end the name of its shard."""
+
+    artifact_suffix = ""
+
+    def flush(self, path: Path) -> None:
+        np.savez(path, total=self.total)
 
 
 class Overlap(Sum):
@@ -470,6 +480,16 @@ def test_a_filter_may_have_nothing_to_keep_of_an_index() -> None:
     pipeline = Numbers(4).filter(KeepsNothing()).write(Discard())
     run_pipeline(pipeline)
     assert set(_shards(pipeline)) == {0, 2}
+
+
+def test_a_shard_under_another_name_is_not_lost_in_silence(tmp_path: Path) -> None:
+    pipeline = Pipeline(Numbers(1), [SavesArrays()], Discard(), db_dir=tmp_path)
+    run_pipeline(pipeline)
+    assert pipeline.failed_indices == {
+        0: "StageError: SavesArrays.flush() wrote a file with '.npz' added to the name that it was "
+        "given: write artifact_suffix = '.npz' in the class"
+    }
+    assert list(tmp_path.rglob("*.npz")) == []
 
 
 def test_a_retried_index_replaces_its_shard() -> None:

@@ -109,6 +109,17 @@ def test_a_place_that_cannot_be_written_is_named(
     assert "Not a directory" in said
 
 
+def test_a_file_in_the_directorys_place_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "psnc-maps").write_text("years of work")
+    assert psnc("new", "plugin", "maps") != 0
+    said = capsys.readouterr().err
+    assert "psnc-maps" in said
+    assert "Not a directory" in said
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -118,6 +129,7 @@ def test_a_place_that_cannot_be_written_is_named(
         ("../maps", "did you mean 'maps'?"),
         ("---", "such as 'weather-maps'"),
         ("psnc-gpu", "'gpu' is the name of a built-in plugin: choose another"),
+        ("plugins", "would have the name of local plugins, psnc_plugins.py: choose another"),
     ],
 )
 def test_a_bad_name_is_refused(

@@ -79,6 +79,30 @@ MODULES = [
         id="async",
     ),
     pytest.param(
+        "from psnc import hookimpl\n\n@hookimpl\ndef psnc_index_done(record):\n    yield",
+        "plugin 'bad' of -p bad: psnc_index_done yields, so that its body would never run "
+        "({file}:4): return instead, or mark a wrapper with @psnc.hookimpl(wrapper=True)",
+        id="generator",
+    ),
+    pytest.param(
+        "from psnc import hookimpl\n\n@hookimpl(wrapper=True)\ndef psnc_index_done(): pass",
+        "plugin 'bad' of -p bad: psnc_index_done is a wrapper that does not yield ({file}:4): "
+        "yield once",
+        id="wrapper without yield",
+    ),
+    pytest.param(
+        "from psnc import hookimpl\n\n@hookimpl\ndef psnc_index_done(**given: object): pass",
+        "plugin 'bad' of -p bad: psnc_index_done has '**given', which is never filled ({file}:4): "
+        "name the arguments that it needs",
+        id="arguments by no name",
+    ),
+    pytest.param(
+        "from psnc import hookimpl\n\n@hookimpl\ndef psnc_index_done(*, record): pass",
+        "plugin 'bad' of -p bad: psnc_index_done has 'record', which is never filled ({file}:4): "
+        "name the arguments that it needs, and no * before them",
+        id="argument by keyword only",
+    ),
+    pytest.param(
         "import helper",
         "-p bad: importing it raised ZeroDivisionError: division by zero at {helper}:2",
         id="raises elsewhere",
@@ -180,9 +204,11 @@ def test_an_object_that_is_wrong_is_refused_with_the_line(plugin: Any, complaint
 
 
 def test_a_wrapper_that_is_no_generator_is_refused() -> None:
-    message = _refused(NoGenerator())
-    assert message.startswith("plugin 'NoGenerator' of the program is refused: ")
-    assert "not a generator function" in message
+    line = _line("class NoGenerator:") + 2
+    assert _refused(NoGenerator()).startswith(
+        "plugin 'NoGenerator' of the program: psnc_index_done is a wrapper that does not yield "
+        f"({__file__}:{line}): "
+    )
 
 
 def test_a_class_in_place_of_an_object_is_refused() -> None:

@@ -183,6 +183,7 @@ BROKEN_FILTERS = {
     broken.ComparesWithTheLast: "used for two indices in turns, as by two threads, it mixes them",
     broken.ForgetsInPickle: "a copy that went through pickle filters in another way",
     broken.SwallowsErrors: "it swallows an error of the stages before it",
+    broken.FlushesUnderAnotherName: "flush() writes '0.npz', told to write '0': set artifact_suffi",
     broken.CannotMerge: "it has flush() and no merge()",
     broken.AddsUpEverywhere: "flush() writes what another index or attempt gathered too",
     broken.MergesOntoWhatIsThere: "merge() called again for the same file gives another",
@@ -555,7 +556,8 @@ def test_what_was_not_called_is_said(psnc_hooks: HookRecorder) -> None:
 # --- isolation --------------------------------------------------------------------------------
 
 
-def test_nothing_of_the_developers_settings_gets_in(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["beside", "suite/inside"])
+def test_nothing_of_the_developers_settings_gets_in(place: str, tmp_path: Path) -> None:
     suite = tmp_path / "suite"
     suite.mkdir()
     (suite / "conftest.py").write_text('pytest_plugins = ["psnc.testing"]\n')
@@ -574,6 +576,7 @@ def test_nothing_of_the_developers_settings_gets_in(tmp_path: Path) -> None:
         "    assert pipeline.completed_indices == {0, 1}\n"
         "    assert psnc_runner.cli('plugins').exit_code == 0\n"
     )
+    options = ["-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / place}"]
     developer = {
         "PSNC_CACHE_DIR": str(tmp_path / "cache"),
         "PSNC_PLUGINS": "another_of_the_developer",
@@ -582,7 +585,7 @@ def test_nothing_of_the_developers_settings_gets_in(tmp_path: Path) -> None:
         "PYTHONPATH": TESTS_FIRST,
     }
     finished = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", suite],
+        [sys.executable, "-m", "pytest", *options, "-W", "error", suite],
         cwd=suite,
         env={**os.environ, **developer},
         capture_output=True,

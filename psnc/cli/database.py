@@ -135,9 +135,15 @@ def _status_of(run: RunRow, store: CheckpointStore) -> dict[str, Any]:
         "working": [
             {"index": worker["current_index"], "pid": worker["pid"], "hostname": worker["hostname"]}
             for worker in store.workers()
-            if worker["current_index"] is not None
+            if _is_at_work(worker, store)
         ],
     }
+
+
+def _is_at_work(worker: dict[str, Any], store: CheckpointStore) -> bool:
+    index = worker["current_index"]
+    # Of a worker that was killed nobody has it on record, but perhaps that another did its work.
+    return index is not None and store.lookup(index) is None
 
 
 def _print_status(row: dict[str, Any]) -> None:

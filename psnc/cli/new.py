@@ -45,13 +45,12 @@ def plugin(name: str, directory: Path | None) -> None:
     """
     name = _checked_name(name)
     project = directory or Path(f"{_PREFIX}{name}")
-    if project.exists() and any(project.iterdir()):
-        raise click.UsageError(
-            f"{project} is there and not empty: give another place with --directory"
-        )
-    module = f"{_PREFIX}{name}".replace("-", "_")
-    words = {"name": name, "distribution": f"{_PREFIX}{name}", "module": module}
+    words = {"name": name, "distribution": f"{_PREFIX}{name}", "module": _module(name)}
     try:
+        if project.exists() and any(project.iterdir()):
+            raise click.UsageError(
+                f"{project} is there and not empty: give another place with --directory"
+            )
         _write(project, words)
     except OSError as error:
         raise click.FileError(str(error.filename or project), error.strerror) from error
@@ -60,6 +59,7 @@ def plugin(name: str, directory: Path | None) -> None:
 
 def _checked_name(given: str) -> str:
     from psnc.manager import BUILT_IN_PLUGINS
+    from psnc.settings import LOCAL_PLUGINS
 
     name = given.removeprefix(_PREFIX)
     if not _NAME.fullmatch(name):
@@ -71,7 +71,16 @@ def _checked_name(given: str) -> str:
         )
     if name in BUILT_IN_PLUGINS:
         raise click.UsageError(f"{name!r} is the name of a built-in plugin: choose another")
+    if f"{_module(name)}.py" == LOCAL_PLUGINS:
+        raise click.UsageError(
+            f"the module of {name!r} would have the name of local plugins, {LOCAL_PLUGINS}: choose "
+            "another"
+        )
     return name
+
+
+def _module(name: str) -> str:
+    return f"{_PREFIX}{name}".replace("-", "_")
 
 
 def _write(project: Path, words: dict[str, str]) -> None:

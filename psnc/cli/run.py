@@ -198,6 +198,13 @@ def run(
     except KeyboardInterrupt:
         _say_interrupted(session)
         sys.exit(130)
+    except SystemExit as error:
+        _say_interrupted(session)
+        # Its code is another program's, and may say that all is done.
+        raise PipelineError(
+            f"a stage or plugin called exit({error.code}), which ended the run: raise an error "
+            "there, which ends its index only (--debug shows where)"
+        ) from error
     except PluginError:
         if session.summary is not None:
             _say_done(session.summary)

@@ -47,6 +47,7 @@ def check_filter(
 
     Of a filter that accumulates, each index is given to a fresh copy, as in a run. Besides:
 
+    - ``flush`` writes the file that it was told to, or none.
     - What one copy gathered is not in another's file.
     - ``merge`` gives the same in any order of the shards and when called again, leaves the shards
       alone, and works on a filter that saw no item.
@@ -248,7 +249,14 @@ class _Shards:
         path = self._path(name)
         own = copy.deepcopy(self.filter)
         list(_stream(self.filter, own, iter(items)))
+        before = set(self.directory.iterdir())
         own.flush(path)  # type: ignore[attr-defined]
+        for other in set(self.directory.iterdir()) - before - {path}:
+            fail(
+                self.filter,
+                f"flush() writes {other.name!r}, told to write {path.name!r}: set artifact_suffix "
+                "in the class, if what writes the file adds an ending",
+            )
         return path
 
     def _merged(self, name: str, shards: list[Path]) -> Path:

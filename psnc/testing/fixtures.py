@@ -35,6 +35,8 @@ def psnc_home(
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("PSNC_DISABLE_INSTALLED_PLUGINS", "1")
+    # It ends the search for a configuration file, where pytest's directory is inside a project.
+    (tmp_path_factory.getbasetemp() / "psnc.toml").touch()
     monkeypatch.chdir(tmp_path)
     return home
 
