@@ -293,7 +293,7 @@ VALUES = [
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize(
-    "value", VALUES, ids=lambda value: re.sub(" at 0x[0-9a-f]+", "", repr(value))
+    "value", VALUES, ids=[f"{number}-{type(each).__name__}" for number, each in enumerate(VALUES)]
 )
 def test_a_value_is_the_same_when_it_is_read(value: Any, suffix: str) -> None:
     pipeline = chain(Pass(value))
