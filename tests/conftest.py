@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,17 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("psnc")
 set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "psnc-hypothesis")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let reports travel between processes, as UTF-8, with the odd bytes that some tests log."""
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
+
 
 Rows = list[tuple[Any, ...]]
 RunPython = Callable[..., subprocess.CompletedProcess[str]]

@@ -17,15 +17,15 @@ __all__ = ["psnc_home", "psnc_hooks", "psnc_runner"]
 @pytest.fixture
 def psnc_home(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+) -> Iterator[Path]:
     """Give the test a home directory, a cache and a working directory of its own.
 
     Nothing of the developer's settings gets in, neither to this process nor to those that the
     test starts: no ``PSNC_`` or ``XDG_`` variable, no configuration file, no installed plugin.
     The working directory is ``tmp_path``.
 
-    Returns
-    -------
+    Yields
+    ------
     Path
         The home directory; databases are in ``.cache/psnc`` there.
     """
@@ -35,10 +35,14 @@ def psnc_home(
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("PSNC_DISABLE_INSTALLED_PLUGINS", "1")
-    # It ends the search for a configuration file, where pytest's directory is inside a project.
-    (tmp_path_factory.getbasetemp() / "psnc.toml").touch()
     monkeypatch.chdir(tmp_path)
-    return home
+    # It ends the search for a configuration file, where pytest's directory is inside a project.
+    end = tmp_path.parent / "psnc.toml"
+    is_ours = not end.exists()
+    end.touch()
+    yield home
+    if is_ours:
+        end.unlink()
 
 
 @pytest.fixture
