@@ -315,14 +315,15 @@ def _make_class(base: _Base, function: Callable[..., Any]) -> type[Stage]:
 def _make_constructor(
     function: Callable[..., Any], signature: inspect.Signature
 ) -> Callable[..., None]:
-    def __init__(self: _FunctionStage, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+    def __init__(self: _FunctionStage, /, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError as error:
             raise TypeError(f"{function.__qualname__}(): {error}") from None
         self._args, self._kwargs = bound.args, bound.kwargs
 
-    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    name = "_self" if "self" in signature.parameters else "self"
+    itself = inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY)
     parameters = [itself, *signature.parameters.values()]
     __init__.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     __init__.__wrapped__ = function  # type: ignore[attr-defined]

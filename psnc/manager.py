@@ -135,7 +135,14 @@ class PluginManager(HookCalls):
         """Finish the configuration as :meth:`settle` does, and let plugins set themselves up."""
         self.settle(given, **settings)
         with self.errors_left_to_tell():
-            self.call_contained("psnc_configure", config=self.config)
+            try:
+                self.call_contained("psnc_configure", config=self.config)
+            except SystemExit as error:
+                # Its code is another program's, and may say that all is done.
+                raise PluginError(
+                    f"a plugin called exit({error.code}) in psnc_configure: find it with "
+                    "psnc plugins, and mend it or run with -p no:NAME"
+                ) from error
 
     def settle(self, given: Mapping[str, Any] | None = None, **settings: Any) -> None:
         """Finish the configuration.
@@ -214,7 +221,7 @@ class PluginManager(HookCalls):
             return caller(**arguments)
         except PsncError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             import traceback
 
             # pluggy does not say whose function raised; the traceback does.
@@ -296,7 +303,7 @@ class PluginManager(HookCalls):
             return function(dict(zip(self._hook_arguments[hook], values, strict=True)))
         except PsncError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise _raised(origin, hook, error) from error
 
     # --- loading ------------------------------------------------------------------------------
@@ -319,7 +326,7 @@ class PluginManager(HookCalls):
         return found
 
 
-def _raised(origin: PluginOrigin, hook: str, error: Exception) -> PluginError:
+def _raised(origin: PluginOrigin, hook: str, error: BaseException) -> PluginError:
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     return PluginError(
         f"{origin.described} raised in {hook} ({reason}): mend it, or run with -p no:{origin.title}"

@@ -35,7 +35,7 @@ class Offer:
             return self.reference
         try:
             loaded: type[Any] = load_object(self.reference)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise PluginError(
                 f"{self.name!r} of {self.origin.described} cannot be imported from "

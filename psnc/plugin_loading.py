@@ -137,8 +137,9 @@ def _installed() -> Iterator[PluginOrigin]:
 
     found = []
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):
-        distribution = entry_point.dist
-        name, version = (distribution.name, distribution.version) if distribution else ("?", "?")
+        # Read once: name and version would each parse all of it.
+        metadata = entry_point.dist.metadata if entry_point.dist else {}
+        name, version = metadata.get("Name", "?"), metadata.get("Version", "?")
         found.append(PluginOrigin(entry_point.name, "installed", entry_point.value, name, version))
     # One distribution that is found twice, as in a source tree and where it is installed, is one.
     return iter(dict.fromkeys(sorted(found, key=lambda each: (each.distribution, each.name))))
@@ -236,22 +237,37 @@ def _import_problem(origin: PluginOrigin, module: str, error: BaseException) -> 
 def _advice(name: str) -> str:
     if name.endswith(".py") or os.sep in name:
         return f"give a module's name, not a file's, such as {Path(name).stem}"
-    known = [each.name for each in _installed()]
-    return _suggestion(name, known, "check the spelling")
+    installed = list(_installed())
+    for each in installed:
+        if each.distribution == name:
+            return f"the plugin of the distribution {name} is {each.name!r}"
+    return _suggestion(name, [each.name for each in installed], "check the spelling")
 
 
 def _line_at_fault(error: BaseException) -> str:
-    """Return `` at file:line`` of the last line outside the import machinery, if there is one."""
+    """Return `` at file:line`` of the last line that somebody could mend, if there is one.
+
+    That is neither in the import machinery nor, if there is any other, in psnc or in Python's own
+    library, which only say what is wrong.
+    """
     if isinstance(error, SyntaxError) and error.filename:
         return f" at {error.filename}:{error.lineno}"
-    place = ""
-    traceback = error.__traceback__
-    while traceback is not None:
-        file = traceback.tb_frame.f_code.co_filename
-        if not file.startswith("<frozen") and file not in (__file__, importlib.__file__):
-            place = f" at {file}:{traceback.tb_lineno}"
-        traceback = traceback.tb_next
-    return place
+    import traceback
+
+    frames = [
+        (frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if not frame.f_code.co_filename.startswith("<frozen")
+        and frame.f_code.co_filename not in (__file__, importlib.__file__)
+    ]
+    to_mend = [(file, line) for file, line in frames if not _is_given(file)]
+    return "".join(f" at {file}:{line}" for file, line in (to_mend or frames)[-1:])
+
+
+def _is_given(file: str) -> bool:
+    library = os.path.dirname(os.__file__) + os.sep
+    is_library = file.startswith(library) and "-packages" not in file.removeprefix(library)
+    return is_library or file.startswith(os.path.dirname(__file__) + os.sep)
 
 
 # --- check ------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ class Run:
             if "://" in url:
                 raise StoreError(
                     f"no loaded plugin opens {shown_url(url)!r}: install one (psnc-postgres opens "
-                    "postgresql://), or load one with -p NAME"
+                    "postgresql://) or load one with -p NAME; for SQLite, give the path alone"
                 )
             return
         try:

@@ -182,6 +182,12 @@ def _choice(value: str, where: str) -> str:
         raise ConfigurationError(f"{where}: {value!r} names no plugin: write NAME or no:NAME")
     if "," in name:
         raise ConfigurationError(f"{where}: {value!r} has a comma: name one plugin at a time")
+    if len(name.split()) > 1:
+        # After no: it would keep out nothing, and say nothing.
+        raise ConfigurationError(
+            f"{where}: {value!r} has a space, as no plugin's name has: PSNC_PLUGINS wants commas "
+            "between names, -p and plugins one at a time"
+        )
     return value
 
 

@@ -7,9 +7,10 @@ called: they are what the pipeline's hash, and so its checkpoint, is made from.
 from __future__ import annotations
 
 import copyreg
+import dataclasses
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import (
@@ -27,6 +28,7 @@ from typing import (
     runtime_checkable,
 )
 
+import attrs
 from attrs import evolve, frozen
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ class Stage:
     name: ClassVar[str] = ""
     description: ClassVar[str] = ""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+    def __new__(cls, /, *args: Any, **kwargs: Any) -> Self:
         """Remember the arguments, before the author's constructor can change them."""
         if cls.__init__ is object.__init__ and (args or kwargs):
             # Python itself stops saying so for classes with a __new__ of their own.
@@ -257,10 +259,35 @@ def constructor_arguments(stage: Stage) -> dict[str, Any]:
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
     arguments = dict(bound.arguments)
+    for name, make in _factories(type(stage)).items():
+        if any(arguments.get(name) is mark for mark in _FACTORY_MARKS):
+            arguments[name] = make()
     for parameter in signature.parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             arguments.update(arguments.pop(parameter.name))
     return arguments
+
+
+# What the constructors of attrs classes and dataclasses have as a default that is yet to be made.
+_FACTORY_MARKS = (attrs.NOTHING, dataclasses._HAS_DEFAULT_FACTORY)  # type: ignore[attr-defined]
+
+
+def _factories(cls: type[Stage]) -> dict[str, Callable[[], Any]]:
+    """Return what makes defaults, by the constructor's names."""
+    if attrs.has(cls):
+        return {
+            field.alias or field.name: field.default.factory
+            for field in attrs.fields(cls)
+            if isinstance(field.default, attrs.Factory) and not field.default.takes_self  # type: ignore[arg-type]
+        }
+    if dataclasses.is_dataclass(cls):
+        made = {field.name: field.default_factory for field in dataclasses.fields(cls)}
+        return {
+            name: make
+            for name, make in made.items()
+            if not isinstance(make, type(dataclasses.MISSING))
+        }
+    return {}
 
 
 def secret_arguments(stage: Stage) -> set[str]:

@@ -230,8 +230,11 @@ def open_store(url: str, run: Run | None = None, *, create: bool = False) -> Che
     except PluginError as error:
         raise PluginError(str(error).replace(url, shown_url(url))) from error
     if store is not None and not isinstance(store, CheckpointStore):
+        origins = [origin for origin, _ in manager.implementations("psnc_open_store")]
+        # pluggy does not say who answered; psnc's own plugin does as it should.
+        names = ", ".join(each.title for each in origins if each.kind != "built-in")
         raise PluginError(
-            f"a plugin's psnc_open_store answered {shown_url(url)!r} with "
+            f"psnc_open_store of one of the plugins {names} answered {shown_url(url)!r} with "
             f"{type(store).__qualname__!r}: return a psnc.CheckpointStore, or None"
         )
     return store

@@ -186,6 +186,21 @@ class ChangesItsMind(Counting):
         return [[index] for index in indices] if self.asked % 2 else [indices]
 
 
+class FollowsASet(Counting):
+    """Goes through a set, whose order is another in another process."""
+
+    def __getitem__(self, index: int) -> Iterable[Any]:
+        yield from {f"name {number}" for number in range(20)}
+
+
+class MakesAFunctionAsItIsRead(Counting):
+    """Keeps what only cloudpickle takes along."""
+
+    def __getitem__(self, index: int) -> Iterable[Any]:
+        self.latest = lambda: index
+        yield index
+
+
 class ByIdentity:
     """An argument that goes by its address."""
 
@@ -262,6 +277,13 @@ class ComparesWithTheLast(Passing):
         for item in items:
             before, self.last = self.last, item
             yield item, before
+
+
+class DropsDoubles(Passing):
+    """Goes through a set, whose order is another in another process."""
+
+    def __call__(self, items: Items) -> Iterable[Any]:
+        yield from {f"item {item}" for item in items}
 
 
 class ForgetsInPickle(Passing):
@@ -364,6 +386,13 @@ class ConsumesTheShards(Adding):
             shard.write_text(shard.read_text() + "\n")
 
 
+class RemovesTheShards(Adding):
+    def merge(self, shards: Sequence[Path], output: Path) -> None:
+        super().merge(shards, output)
+        for shard in shards:
+            shard.unlink()
+
+
 class AveragesAverages(Adding):
     """Weighs a short index as a long one."""
 
@@ -406,6 +435,22 @@ class Writing(Sink[Any]):
         with draft.open("w") as file:
             for item in items:
                 print(item, file=file, flush=True)
+        os.replace(draft, path)
+        return [path]
+
+
+class WritesOnlyOnce(Writing):
+    def write(self, path: Path, items: Items) -> Any:
+        with path.open("x") as file:
+            file.write(repr(list(items)))
+        return [path]
+
+
+class LeavesADraftInItsWay(Writing):
+    def write(self, path: Path, items: Items) -> Any:
+        draft = path.with_suffix(".draft")
+        with draft.open("x") as file:
+            file.write(repr(list(items)))
         os.replace(draft, path)
         return [path]
 

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -358,6 +359,11 @@ def test_reset_forgets_one_index(psnc: Command, database: Path) -> None:
     assert "3 of 10 completed, 2 failed, 5 remaining" in out
 
 
+def test_reset_of_an_index_that_is_named_twice_forgets_one(psnc: Command, database: Path) -> None:
+    code, out, _ = psnc("reset", database, "--index", "0", "--index", "0", "--yes")
+    assert (code, out) == (0, "forgot indices 0\n")
+
+
 def test_reset_forgets_everything(psnc: Command, database: Path) -> None:
     _, out, _ = psnc("reset", database, "--yes")
     assert out == "forgot all 6 recorded indices\n"
@@ -387,6 +393,17 @@ def test_of_several_runs_one_must_be_chosen(psnc: Command, tmp_path: Path) -> No
     assert "choose a run with --run: 1, 2" in err
     assert psnc("errors", shared, "--run", "1")[1].startswith("3: RuntimeError")
     assert psnc("status", shared)[1].count("completed") == 2
+
+
+def test_the_command_that_is_told_lists_the_failures_of_this_run(
+    psnc: Command, tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared.db"
+    psnc("run", "numbers_file:healthy", "--db-file", shared)
+    for _ in range(2):
+        _, out, _ = psnc("run", "numbers_file:pipeline", "--db-file", shared)
+        (command,) = re.findall(r"^more with: psnc (.*)$", out, re.MULTILINE)
+        assert psnc(*shlex.split(command))[1].startswith("3: RuntimeError: bad item 3")
 
 
 @pytest.mark.parametrize("command", ["status", "errors", "reset"])
@@ -477,6 +494,28 @@ def test_ctrl_c_leaves_a_database_that_the_printed_command_resumes(
     code, out, _ = psnc("run", "numbers_file:waiting", "--db-file", database)
     assert code == 0
     assert f"{60 - len(done)} completed, {len(done)} completed before" in out
+
+
+@pytest.mark.parametrize(
+    "place",
+    [["--db-dir", "kept"], ["--db-dir=kept"], ["--store", "kept.db"], ["--store=kept.db"]],
+    ids=" ".join,
+)
+def test_the_printed_command_names_one_place_and_goes_on_there(
+    tmp_path: Path, place: list[str], psnc: Command
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "psnc", "run", "numbers_file:waiting", *place],
+        env={**os.environ, "PYTHONPATH": str(TESTS_PATH)},
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    wait_until((tmp_path / "reached-0").exists)
+    os.killpg(process.pid, signal.SIGINT)
+    (tmp_path / "go").touch()
+    _, err = process.communicate(timeout=60)
+    (command,) = re.findall(r"^go on with: psnc (.*)$", err, re.MULTILINE)
+    code, out, err = psnc(*shlex.split(command))
+    assert (code, "completed before, 0 failed, of 60" in out) == (0, True), err
 
 
 # --- what is odd -------------------------------------------------------------------------------

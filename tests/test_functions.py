@@ -154,6 +154,19 @@ def through(filter: Any, items: list[Any]) -> list[Any]:
     return list(filter(iter(items)))
 
 
+@psnc.filter
+def with_odd_names(item: int, self: int = 1, *, cls: int = 2) -> int:
+    return item + self + cls
+
+
+def test_a_parameter_may_have_any_name() -> None:
+    stage = with_odd_names(self=10, cls=20)
+    assert list(stage(iter([1]))) == [31]
+    pipeline = Numbers(2).filter(stage)
+    pipeline.save("saved.json")
+    assert Pipeline.load("saved.json").config_hash == pipeline.config_hash
+
+
 # --- what they do -----------------------------------------------------------------------------
 
 

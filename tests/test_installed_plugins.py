@@ -229,6 +229,14 @@ def test_another_backend_runs_by_its_name(replacements: Environment, looking: Pa
     assert 1 <= workers <= 2
 
 
+def test_a_distributions_name_is_not_its_plugins_which_is_said(
+    replacements: Environment, looking: Path
+) -> None:
+    finished = replacements.psnc("run", "-p", "psnc-example", "x:y", cwd=looking)
+    assert finished.returncode == 2
+    assert "the plugin of the distribution psnc-example is 'example'" in finished.stderr
+
+
 def test_another_stage_goes_by_the_name_of_psncs_own(
     replacements: Environment, tmp_path: Path
 ) -> None:

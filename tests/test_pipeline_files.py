@@ -37,6 +37,7 @@ import psnc
 from conftest import RunPython
 from psnc import ConfigurationError, Filter, Param, Pipeline, PipelineError
 from psnc.manager import PluginManager
+from psnc.pipeline_files.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from decimal import Context
@@ -737,6 +738,28 @@ def test_anchors_that_multiply_are_refused_before_memory_is_full() -> None:
     levels = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
     message = error_in_text("\n".join(["a0: &a0 [1]", *levels]), ".yaml")
     assert message == "its anchors make more than 10,000,000 values"
+
+
+def test_merges_that_multiply_are_read_before_memory_is_full() -> None:
+    levels = [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 12)]
+    assert read_yaml("\n".join(["a0: &a0 {x: 1}", *levels]))["a11"] == {"x": 1}
+
+
+def test_of_merged_tables_the_first_wins() -> None:
+    text = "one: &one {a: 1, b: 1}\ntwo: &two {a: 2, c: 2}\nsum: {<<: [*one, *two, *one], b: 3}"
+    assert read_yaml(text)["sum"] == {"a": 1, "b": 3, "c": 2}
+
+
+def test_values_that_are_nested_too_deeply_are_refused_in_both_ways() -> None:
+    params = f'{{"sequence": {"[" * 900 + "]" * 900}}}'
+    text = f'{{"source": {{"stage": "psnc.sources:SequenceSource", "params": {params}}}}}'
+    said = error_in_text(text, ".json")
+    assert said == "lists or tables are nested too deeply"
+    deep: list[Any] = []
+    for _ in range(350):
+        deep = [deep]
+    with pytest.raises(ConfigurationError, match="is not written: lists or tables are nested"):
+        chain(Pass(deep)).save("saved.json")
 
 
 def test_a_missing_file_and_a_directory_are_named() -> None:

@@ -108,6 +108,18 @@ MODULES = [
         id="raises elsewhere",
     ),
     pytest.param(
+        "import psnc\n\n@psnc.hookimp\ndef psnc_index_done(record): pass",
+        "-p bad: importing it raised AttributeError: module 'psnc' has no attribute 'hookimp' at "
+        "{file}:3",
+        id="misspelt mark",
+    ),
+    pytest.param(
+        "from pathlib import Path\nPath('no_such_file').read_text()",
+        "-p bad: importing it raised FileNotFoundError: [Errno 2] No such file or directory: "
+        "'no_such_file' at {file}:2",
+        id="raises in the library",
+    ),
+    pytest.param(
         "import nothing_here",
         "-p bad: importing it raised ModuleNotFoundError: No module named 'nothing_here' at "
         "{file}:1",
@@ -135,6 +147,40 @@ def test_a_module_that_is_wrong_is_refused_with_its_line(
     expected = complaint.format(file=file, helper=helper)
     assert psnc("run", "three:pipeline", "-p", "bad").error.startswith(expected)
     assert psnc("run", "three:pipeline", "-p", "bad", "-p", "no:bad").code == 0
+
+
+@pytest.mark.parametrize("hook", ["psnc_addoptions", "psnc_backends", "psnc_open_store"])
+def test_a_hook_that_exits_ends_no_command_as_if_all_were_done(
+    hook: str, psnc: Psnc, write: Write
+) -> None:
+    write("bad.py", f"import psnc\n\n@psnc.hookimpl\ndef {hook}(): raise SystemExit(0)")
+    assert psnc("run", "three:pipeline", "-p", "bad").error == (
+        f"plugin 'bad' of -p bad raised in {hook} (SystemExit: 0): mend it, or run with -p no:bad"
+    )
+
+
+def test_a_plugin_that_exits_as_it_is_set_up_ends_no_command_as_if_all_were_done(
+    psnc: Psnc, write: Write
+) -> None:
+    write("bad.py", "import psnc\n\n@psnc.hookimpl\ndef psnc_configure(): raise SystemExit(0)")
+    assert psnc("run", "three:pipeline", "-p", "bad").error.startswith(
+        "a plugin called exit(0) in psnc_configure: "
+    )
+
+
+def test_an_offered_class_whose_module_exits_is_refused(psnc: Psnc, write: Write) -> None:
+    write("leaves.py", "raise SystemExit(0)")
+    write("bad.py", "import psnc\n@psnc.hookimpl\ndef psnc_backends(): return {'far': 'leaves:A'}")
+    assert psnc("run", "three:pipeline", "-p", "bad", "--backend", "far").error.startswith(
+        "'far' of plugin 'bad' of -p bad cannot be imported from 'leaves:A' (SystemExit: 0)"
+    )
+
+
+def test_of_an_answer_that_is_no_store_the_plugins_are_named(psnc: Psnc, write: Write) -> None:
+    write("bad.py", "import psnc\n\n@psnc.hookimpl\ndef psnc_open_store(): return 42")
+    assert psnc("run", "three:pipeline", "-p", "bad", "--db-file", "a.db").error.startswith(
+        "psnc_open_store of one of the plugins bad answered "
+    )
 
 
 def test_of_several_the_first_is_told_and_the_others_are_named(psnc: Psnc, write: Write) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,34 @@ def test_help_shows_options_under_the_plugins_name(psnc: Psnc, write: Write) -> 
     ]
     assert local.startswith("psnc_plugins:\n  --local-alert-channel")
     assert "--alert" not in psnc("run", "--help", "-p", "no:psnc_plugins").out
+
+
+@pytest.mark.parametrize(
+    ("declared", "shown"),
+    [
+        ("type=int, default=0", "[default: 0]"),
+        ("type=float, default=0.0", "[default: 0.0]"),
+        ("multiple=True, default=['a', 'b']", "[default: a, b]"),
+        ("type=bool, default=True", "[default: fresh]"),
+        ("default=''", None),
+        ("multiple=True", None),
+        ("type=bool", None),
+        ("", None),
+    ],
+)
+def test_help_shows_what_counts_where_nothing_is_given(
+    declared: str, shown: str | None, psnc: Psnc, write: Write
+) -> None:
+    write("dry.py", f"""
+        import psnc
+
+        @psnc.hookimpl
+        def psnc_addoptions(parser):
+            parser.add_option("--fresh", help="How fresh.", {declared})
+    """)  # fmt: skip
+    said = psnc("run", "--help", "-p", "dry").out.partition("Options of the plugin dry:")[2]
+    assert "How fresh." in said
+    assert re.findall(r"\[default: .*\]", said) == ([] if shown is None else [shown])
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])

@@ -421,6 +421,24 @@ def test_a_pipe_is_given_plain_lines_with_counts_and_failures(
     assert lines[-1].startswith("psnc: 20/20 indices, 2 failed, ")
 
 
+def test_a_full_disk_for_the_lines_fails_no_run(tmp_path: Path) -> None:
+    script = write_script(
+        tmp_path / "script.py",
+        """
+        from psnc import Config, activate, plugin_manager, run_pipeline
+        from stages_for_tests import numbers_pipeline
+        activate(Config(strict_plugins=True))
+        print(len(run_pipeline(numbers_pipeline(3), progress=True)), plugin_manager().errors)
+        """,
+    )
+    with open("/dev/full", "w") as full:
+        said = subprocess.run(
+            [sys.executable, script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(TESTS)},
+            stdout=subprocess.PIPE, stderr=full, text=True,
+        ).stdout  # fmt: skip
+    assert said == "3 {}\n"
+
+
 def test_earlier_results_count_as_progress(capfd: pytest.CaptureFixture[str]) -> None:
     pipeline = numbers_pipeline(10)
     run_pipeline(pipeline, indices=range(7))

@@ -381,12 +381,23 @@ def test_a_file_can_ask_for_strict_plugins(psnc: Psnc, write: Write) -> None:
 # --- what names a plugin ----------------------------------------------------------------------
 
 
+def test_names_in_the_environment_have_commas_between_them(
+    psnc: Psnc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PSNC_PLUGINS", "no:gpu no:memory")
+    assert psnc("run", "three:pipeline").error.startswith(
+        "PSNC_PLUGINS: 'no:gpu no:memory' has a space, as no plugin's name has: "
+    )
+
+
 @pytest.mark.parametrize(
     ("choice", "complaint"),
     [
         ("", "-p: '' names no plugin: write NAME or no:NAME"),
         ("no:", "-p: 'no:' names no plugin: write NAME or no:NAME"),
         ("tell,no:gpu", "-p: 'tell,no:gpu' has a comma: name one plugin at a time"),
+        ("no:gpu no:me", "-p: 'no:gpu no:me' has a space, as no plugin's name has: PSNC_PLUGINS "
+         "wants commas between names, -p and plugins one at a time"),
         ("nope", "-p nope: no installed plugin has this name, and it cannot be imported as a "
          "module (No module named 'nope'): check the spelling"),
         ("tell.py", "-p tell.py: no installed plugin has this name, and it cannot be imported as a "

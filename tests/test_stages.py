@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import inspect
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,6 +102,11 @@ class Slotted(Pass):
 class Data(Pass):
     width: int
     height: int = 4
+
+
+@dataclasses.dataclass
+class DataWithFactory(Pass):
+    tags: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -207,6 +212,27 @@ def test_an_attrs_stage_captures_a_private_field_by_its_argument() -> None:
     stage = SlottedFrozen(2, depth=6)
     assert stage.volume == 48
     assert constructor_arguments(stage) == {"width": 2, "height": 4, "depth": 6}
+
+
+@pytest.mark.parametrize("stage_class", [Slotted, DataWithFactory])
+def test_a_default_that_a_factory_makes_is_the_value_that_it_makes(
+    stage_class: Callable[..., Filter[Any, Any]],
+) -> None:
+    assert constructor_arguments(stage_class()) == {"tags": []}
+    left_out, given, other = (
+        Numbers(1).filter(stage_class(*arguments)).config_hash
+        for arguments in ((), ([],), (["x"],))
+    )
+    assert left_out == given != other
+
+
+@pytest.mark.parametrize("stage_class", [Slotted, DataWithFactory])
+def test_a_factorys_default_is_saved_and_loaded(
+    stage_class: Callable[..., Filter[Any, Any]],
+) -> None:
+    pipeline = Numbers(1).filter(stage_class())
+    pipeline.save("saved.toml")
+    assert Pipeline.load("saved.toml").config_hash == pipeline.config_hash
 
 
 def test_wrong_arguments_fail_at_construction() -> None:

@@ -82,6 +82,8 @@ BROKEN_SOURCES = {
     broken.HoldsALock: "HoldsALock: it cannot go through pickle (TypeError: cannot pickle",
     broken.LocksWhenItIsRead: "LocksWhenItIsRead: it cannot go through cloudpickle (TypeError: ",
     broken.LosesItsDataInPickle: "a copy that went through pickle gives other items",
+    broken.FollowsASet: "another process reads other items: sort what a directory or a set gives",
+    broken.MakesAFunctionAsItIsRead: "it cannot go through pickle (AttributeError: Can't pickle",
     broken.TakesItsPlaceAlong: "a copy made after it was read gives other items",
     broken.ChangesItsHashInPickle: "its hash changes on a trip through pickle",
     broken.HidesAParameter: "params() leaves out 'count', which the constructor takes",
@@ -182,6 +184,7 @@ BROKEN_FILTERS = {
     broken.NumbersItems: "given the same items again, it makes something else of them",
     broken.ComparesWithTheLast: "used for two indices in turns, as by two threads, it mixes them",
     broken.ForgetsInPickle: "a copy that went through pickle filters in another way",
+    broken.DropsDoubles: "another process makes something else of the same items (items[0]",
     broken.SwallowsErrors: "it swallows an error of the stages before it",
     broken.FlushesUnderAnotherName: "flush() writes '0.npz', told to write '0': set artifact_suffi",
     broken.CannotMerge: "it has flush() and no merge()",
@@ -189,6 +192,7 @@ BROKEN_FILTERS = {
     broken.MergesOntoWhatIsThere: "merge() called again for the same file gives another",
     broken.KeepsTheLastShard: "what merge() gives depends on the order of the shards",
     broken.ConsumesTheShards: "merge() changes the shards, which it will be given again",
+    broken.RemovesTheShards: "merge() changes the shards, which it will be given again",
     broken.AveragesAverages: "differ from one shard of all their items",
     broken.WritesNoMerge: "merge() does not write the file that it was told to",
 }
@@ -225,6 +229,15 @@ def test_a_good_sink_passes(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_sink_may_return_relative_paths() -> None:
+    check_sink(ReturnsRelativePaths, ITEMS)
+
+
+class ReturnsRelativePaths(Writing):
+    def write(self, path: Path, items: Any) -> Any:
+        return [os.path.relpath(each) for each in super().write(path, items)]
+
+
 def test_a_sink_that_wants_groups_passes() -> None:
     check_sink(GroupedWriting, [[1], [2], [3], [4]])
 
@@ -245,6 +258,8 @@ BROKEN_SINKS = {
     broken.ReturnsANumber: "index 0 returns int: a sink returns the paths that it wrote",
     broken.ReturnsWhatIsNotThere: "0.bin', which does not exist",
     broken.WritesElsewhere: "index 0 returns '0.txt', outside of the directory",
+    broken.WritesOnlyOnce: "run again, index 0 raises FileExistsError: ",
+    broken.LeavesADraftInItsWay: "run again after an error in the middle of it, index 0 raises",
     broken.NamesFilesByCount: "run again, index 0 returns",
     broken.NamesFilesByProcess: "another process returns other paths for the same index",
     broken.Appends: "running every index again leaves other files than running it once: 0.txt has",

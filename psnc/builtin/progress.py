@@ -351,9 +351,11 @@ class _Lines:
         rate = count.per_second()
         remaining = count.total - count.ended
         left = f", {_clock(remaining / rate)} left" if rate and remaining else ""
-        print(
-            f"psnc: {count.ended}/{count.total} indices, {count.failed} failed, {rate:,.1f}/s, "
-            f"{_clock(count.elapsed_s())} elapsed{left}",
-            file=sys.stderr,
-            flush=True,
-        )
+        # A disk may be full, or whoever read may be gone, which is no reason for a run to fail.
+        with suppress(OSError, ValueError):
+            print(
+                f"psnc: {count.ended}/{count.total} indices, {count.failed} failed, {rate:,.1f}/s, "
+                f"{_clock(count.elapsed_s())} elapsed{left}",
+                file=sys.stderr,
+                flush=True,
+            )

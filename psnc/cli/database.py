@@ -74,6 +74,7 @@ def reset(database: str, run_id: int | None, indices: tuple[int, ...], yes: bool
     """Forget what is recorded, so that it runs again. Output files are left alone."""
     with _opened(database) as store:
         run = _select(store, run_id, database)
+        indices = tuple(dict.fromkeys(indices))
         for index in indices:
             if not 0 <= index < run.total_indices:
                 raise IndexRangeError(

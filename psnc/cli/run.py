@@ -28,7 +28,7 @@ from psnc.options import PluginOption
 from psnc.pipeline import Pipeline
 from psnc.records import RunSummary
 from psnc.session import Session
-from psnc.store import open_store, shown_url
+from psnc.store import CheckpointStore, open_store, shown_url
 
 __all__ = ["run"]
 
@@ -111,15 +111,23 @@ def _refuse_taken_flags(options: list[PluginOption], own: list[click.Parameter])
 
 
 def _as_click_option(option: PluginOption) -> click.Option:
-    has_default = option.default not in (None, False, ())
     return click.Option(
         ["/".join(option.flags), f"plugin_option_{option.name}"],
         type=click.Choice(option.choices) if option.choices else _click_type(option.type),
         # Not given is neither the default nor false: the configuration file is asked then.
         default=None,
         multiple=option.multiple,
-        help=option.help + (f"  [default: {option.default}]" if has_default else ""),
+        help=f"{option.help}{_shown_default(option)}",
     )
+
+
+def _shown_default(option: PluginOption) -> str:
+    default = option.default
+    if option.type is bool:
+        default = option.flags[0].removeprefix("--") if default else None
+    elif option.multiple:
+        default = ", ".join(map(str, default))
+    return "" if default in (None, "") else f"  [default: {default}]"
 
 
 def _click_type(kind: type) -> Any:
@@ -207,9 +215,9 @@ def run(
         ) from error
     except PluginError:
         if session.summary is not None:
-            _say_done(session.summary)
+            _say_done(session.summary, session.run_state.store)
         raise
-    _say_done(summary)
+    _say_done(summary, session.run_state.store)
     sys.exit(1 if summary.failed else 0)
 
 
@@ -264,7 +272,7 @@ def _is_recorded(pipeline: Pipeline[Any]) -> bool:
         store.close()
 
 
-def _say_done(summary: RunSummary) -> None:
+def _say_done(summary: RunSummary, store: CheckpointStore | None) -> None:
     parts = [f"{summary.completed} completed"]
     if summary.cached:
         parts.append(f"{summary.cached} completed before")
@@ -275,11 +283,21 @@ def _say_done(summary: RunSummary) -> None:
     if len(summary.failed) > _SHOWN_FAILURES:
         click.echo(f"  and {len(summary.failed) - _SHOWN_FAILURES} more")
     for where, count in summary.plugin_errors.items():
-        click.echo(f"plugin error in {where}, {count} times")
+        click.echo(f"plugin error in {where}, {'once' if count == 1 else f'{count} times'}")
     if summary.db_path:
         click.echo(f"database {summary.db_path}")
         if summary.failed:
-            click.echo(f"more with: psnc errors {shlex.quote(summary.db_path)}")
+            command = ["psnc", "errors", summary.db_path, *_which_run(store)]
+            click.echo(f"more with: {shlex.join(command)}")
+
+
+def _which_run(store: CheckpointStore | None) -> list[str]:
+    """Return the option that names the run of a store, if there are several to choose from."""
+    # Not every store can tell.
+    run_id = getattr(store, "run_id", None)
+    if store is None or run_id is None or len(store.runs()) == 1:
+        return []
+    return ["--run", str(run_id)]
 
 
 def _say_interrupted(session: Session) -> None:
@@ -301,7 +319,20 @@ def _resume_command(session: Session, db_path: str) -> str:
         return shlex.join(arguments)
     if "://" in session.pipeline.configured_store_url:
         return shlex.join([*arguments, "--resume"])
+    # Of the places that a command names there can be one.
+    arguments = _without_option("--db-dir", _without_option("--store", arguments))
     return shlex.join([*arguments, "--db-file", db_path])
+
+
+def _without_option(flag: str, arguments: list[str]) -> list[str]:
+    kept: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == flag:
+            next(rest, None)
+        elif not argument.startswith(f"{flag}="):
+            kept.append(argument)
+    return kept
 
 
 def _first_line(text: str) -> str:

@@ -15,6 +15,7 @@ from psnc.errors import ConfigurationError, PipelineError
 from psnc.pipeline import Pipeline
 from psnc.pipeline_files.faults import Faults, item_place, shown
 from psnc.pipeline_files.plain_text import (
+    TOO_DEEP,
     PlainTextError,
     has_null,
     parse,
@@ -45,7 +46,11 @@ def load(path: str | os.PathLike[str]) -> Pipeline[Any]:
     except PlainTextError as error:
         reader.faults.add("", str(error))
         raise PipelineError(reader.faults.report(path)) from error
-    pipeline = reader.pipeline(tree)
+    try:
+        pipeline = reader.pipeline(tree)
+    except RecursionError:
+        reader.faults.add("", TOO_DEEP)
+        pipeline = None
     if pipeline is None:
         raise PipelineError(reader.faults.report(path)) from reader.faults.cause
     return pipeline
@@ -72,6 +77,8 @@ def save(pipeline: Pipeline[Any], path: str | os.PathLike[str]) -> None:
             _check_that_it_reads_back(writer, parse(content.decode("utf-8"), syntax))
     except PlainTextError as error:
         raise PipelineError(f"{heading}: {error}") from error
+    except RecursionError:
+        raise ConfigurationError(f"{heading}: {TOO_DEEP}") from None
     if writer.faults:
         raise ConfigurationError(writer.faults.report(heading))
     try:
@@ -80,11 +87,11 @@ def save(pipeline: Pipeline[Any], path: str | os.PathLike[str]) -> None:
         raise PipelineError(f"{heading}: {error.strerror}") from error
 
 
-def _constructed(cls: type[Stage], *args: Any, **kwargs: Any) -> Stage:
+def _constructed(cls: type[Stage], /, *args: Any, **kwargs: Any) -> Stage:
     return cls(*args, **kwargs)
 
 
-def _remembering(cls: type[Stage], *args: Any, **kwargs: Any) -> Stage:
+def _remembering(cls: type[Stage], /, *args: Any, **kwargs: Any) -> Stage:
     """Return a stage that knows its arguments, and whose own constructor was not called."""
     return Stage.__new__(cls, *args, **kwargs)
 

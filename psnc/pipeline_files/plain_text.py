@@ -14,9 +14,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["SUFFIXES", "PlainTextError", "has_null", "parse", "read_text", "syntax_of", "write"]
+__all__ = [
+    "SUFFIXES",
+    "TOO_DEEP",
+    "PlainTextError",
+    "has_null",
+    "parse",
+    "read_text",
+    "syntax_of",
+    "write",
+]
 
 SUFFIXES = (".toml", ".yaml", ".yml", ".json")
+
+TOO_DEEP = "lists or tables are nested too deeply"
 
 
 class PlainTextError(ValueError):
@@ -64,7 +75,7 @@ def parse(text: str, syntax: str) -> Any:
     try:
         tree = _PARSERS[syntax](text)
     except RecursionError:
-        raise PlainTextError("lists or tables are nested too deeply") from None
+        raise PlainTextError(TOO_DEEP) from None
     except ValueError as error:
         raise PlainTextError(str(error)) from error
     return {} if tree is None else tree

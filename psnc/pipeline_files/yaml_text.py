@@ -66,6 +66,12 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
                 seen.add((key.tag, key.value))
         return node
 
+    def flatten_mapping(self, node: Any) -> None:
+        super().flatten_mapping(node)
+        # Merges of merges bring the same pairs over and over, of which the last counts.
+        last = {id(pair[0]): pair for pair in reversed(node.value)}
+        node.value = list(reversed(last.values()))
+
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)

@@ -15,6 +15,7 @@ from psnc.testing.file_comparison import same_figures
 from psnc.testing.stage_check import (
     Interruption,
     check_hash_elsewhere,
+    check_result_elsewhere,
     check_stage,
     fail,
     hash_of,
@@ -40,7 +41,8 @@ def check_filter(
     """Check that a filter keeps the rules that retries and parallel runs rely on.
 
     - The same items give the same result: twice, whatever was filtered before, while another
-      index is being filtered, and in a copy that went through pickle.
+      index is being filtered, in a copy that went through pickle, and in another process. (What
+      cannot be sent from there is not compared.)
     - An error from the stages before it comes through.
     - It can be pickled, its hash is the same in every process and stays, ``params()`` lists what
       its constructor takes.
@@ -82,7 +84,7 @@ def check_filter(
     source = source_of(items)
     check_stage(filter)
     own_hash = hash_of(filter)
-    expected = [_filtered(filter, source[index]) for index in range(len(source))]
+    expected = _filter_all(filter, source)
     _check_results(filter, source, expected)
     _check_interruption(filter, source)
     if lazy:
@@ -93,6 +95,17 @@ def check_filter(
     if hash_of(filter) != own_hash:
         fail(filter, "filtering changes its hash: it changes an argument that it was given")
     check_hash_elsewhere(filter)
+    check_result_elsewhere(
+        filter,
+        _filter_all,
+        (filter, source),
+        expected,
+        "another process makes something else of the same items",
+    )
+
+
+def _filter_all(filter: Filter[Any, Any], source: Source[Any]) -> list[list[Any]]:
+    return [_filtered(filter, source[index]) for index in range(len(source))]
 
 
 def _for_one_index(filter: Filter[Any, Any]) -> Filter[Any, Any]:
@@ -225,12 +238,12 @@ class _Shards:
         before = [shard.read_bytes() for shard in shards]
         merged = self._merged("merged", shards)
         first = self._copy_of(merged)
+        if [shard.exists() and shard.read_bytes() for shard in shards] != before:
+            fail(self.filter, "merge() changes the shards, which it will be given again")
         if not self.same(first, self._merged("merged", shards)):
             fail(self.filter, "merge() called again for the same file gives another: replace it")
         if not self.same(first, self._merged("reversed", shards[::-1])):
             fail(self.filter, "what merge() gives depends on the order of the shards")
-        if [shard.read_bytes() for shard in shards] != before:
-            fail(self.filter, "merge() changes the shards, which it will be given again")
 
     def _check_division(self, shards: list[Path]) -> None:
         __tracebackhide__ = True

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from psnc.errors import PartitionError
+from psnc.execution import error_text
 from psnc.partition import partition
 from psnc.pipeline import Pipeline
 from psnc.stages import Sink, Source
@@ -132,7 +133,7 @@ class _SinkCheck:
             for path in paths:
                 if not Path(path).exists():
                     fail(sink, f"index {index} returns {path!r}, which does not exist")
-                if not Path(path).absolute().is_relative_to(self.output):
+                if not Path(os.path.abspath(path)).is_relative_to(self.output):
                     fail(
                         sink,
                         f"index {index} returns {path!r}, outside of the directory that make_sink "
@@ -143,7 +144,7 @@ class _SinkCheck:
         __tracebackhide__ = True
         shutil.copytree(self.output, self.clean, symlinks=True)
         for index in self.paths:
-            again = _write(sink, self._pipeline(sink).items(index), index)
+            again = _write_again(sink, self._pipeline(sink), index, "run again")
             if again != self.paths[index]:
                 fail(
                     sink,
@@ -178,7 +179,7 @@ class _SinkCheck:
                     "it swallows an error of the stages before it: an index that failed would "
                     "count as completed",
                 )
-            _write(sink, pipeline.items(index), index)
+            _write_again(sink, pipeline, index, "run again after an error in the middle of it")
         self._compare(
             sink, "after an error in the middle of an index, running the index leaves other files"
         )
@@ -220,7 +221,7 @@ class _SinkCheck:
         sink = self._new_sink(empty=False)
         pipeline = self._prepared(sink)
         for index in self.paths:
-            _write(sink, pipeline.items(index), index)
+            _write_again(sink, pipeline, index, "run again after its process was ended")
         self._compare(
             sink,
             "after its process was ended in the middle of an index, running the index leaves "
@@ -315,6 +316,16 @@ def _write(sink: Sink[Any], items: Iterable[Any], index: int) -> list[str]:
             f"index {index} returns {type(returned).__qualname__}: a sink returns the paths that "
             "it wrote",
         )
+
+
+def _write_again(sink: Sink[Any], pipeline: Pipeline[Any], index: int, when: str) -> list[str]:
+    __tracebackhide__ = True
+    try:
+        return _write(sink, pipeline.items(index), index)
+    except AssertionError:
+        raise
+    except Exception as error:
+        fail(sink, f"{when}, index {index} raises {error_text(error)}")
 
 
 def _met(items: Iterable[Any], meeting: threading.Barrier) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,7 +10,9 @@ from psnc.errors import PartitionError
 from psnc.partition import partition
 from psnc.stages import Sink, Source
 from psnc.testing.stage_check import (
+    call_arguments,
     check_hash_elsewhere,
+    check_result_elsewhere,
     check_stage,
     constructed_again,
     fail,
@@ -29,7 +32,8 @@ def check_source(source: Source[Any], *, indices: Sequence[int] | None = None) -
 
     - It has a length, which stays the same.
     - Every index gives the same items: when asked twice, whatever was asked before, while another
-      index is being read, in a copy that went through pickle, and in a source constructed anew.
+      index is being read, in a copy that went through pickle, and in a source constructed anew,
+      here and in another process. (What cannot be sent from there is not compared.)
     - It can be pickled, before and after it was read from.
     - Its hash is the same in every process, and reading does not change it.
     - ``params()`` lists what its constructor takes.
@@ -67,6 +71,20 @@ def check_source(source: Source[Any], *, indices: Sequence[int] | None = None) -
     if hash_of(source) != own_hash:
         fail(source, "reading it changes its hash: it changes an argument that it was given")
     check_hash_elsewhere(source)
+    check_result_elsewhere(
+        source,
+        _read_anew,
+        (type(source), *call_arguments(source), chosen),
+        expected,
+        "another process reads other items: sort what a directory or a set gives",
+    )
+
+
+def _read_anew(
+    cls: type[Source[Any]], args: list[Any], kwargs: dict[str, Any], indices: list[int]
+) -> dict[int, list[Any]]:
+    source = cls(*args, **kwargs)
+    return {index: list(source[index]) for index in indices}
 
 
 def _length(source: Source[Any]) -> int:
@@ -109,6 +127,7 @@ def _check_items(source: Source[Any], unread: Source[Any], expected: dict[int, l
             "its items depend on which indices were read before",
         ),
         (pickled_copy(source), order, "a copy made after it was read gives other items"),
+        (pickled_copy(source, pickle), order, "a copy made after it was read gives other items"),
     ):
         _require_items(source, asked, expected, indices, sentence)
 

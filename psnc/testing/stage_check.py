@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import cloudpickle
@@ -27,7 +27,9 @@ from psnc.testing.fresh_process import FreshProcess
 __all__ = [
     "Interruption",
     "ItemsOf",
+    "call_arguments",
     "check_hash_elsewhere",
+    "check_result_elsewhere",
     "check_stage",
     "constructed_again",
     "cut_short",
@@ -193,7 +195,7 @@ def _signature(stage: Stage) -> inspect.Signature:
 
 def constructed_again(stage: AnyStage) -> AnyStage:
     """Return a stage constructed with the same arguments, or equal ones."""
-    args, kwargs = _call_arguments(stage)
+    args, kwargs = call_arguments(stage)
     try:
         args, kwargs = copy.deepcopy((args, kwargs))
     except Exception:
@@ -202,7 +204,7 @@ def constructed_again(stage: AnyStage) -> AnyStage:
     return type(stage)(*args, **kwargs)
 
 
-def _call_arguments(stage: Stage) -> tuple[list[Any], dict[str, Any]]:
+def call_arguments(stage: Stage) -> tuple[list[Any], dict[str, Any]]:
     """Return the arguments to construct the same stage with."""
     arguments = constructor_arguments(stage)
     args: list[Any] = []
@@ -217,7 +219,7 @@ def _call_arguments(stage: Stage) -> tuple[list[Any], dict[str, Any]]:
 def check_hash_elsewhere(stage: Stage) -> None:
     """Check that another process gives the same hash to a stage constructed there."""
     __tracebackhide__ = True
-    call = (_hash_of_new, type(stage), *_call_arguments(stage))
+    call = (_hash_of_new, type(stage), *call_arguments(stage))
     with FreshProcess(*call, hash_seed=_OTHER_HASH_SEED) as process:
         try:
             elsewhere = process.result()
@@ -229,6 +231,39 @@ def check_hash_elsewhere(stage: Stage) -> None:
             "another process gives it another hash: what identity() and an argument's "
             "psnc_config() return must not depend on hash(), id(), or the order of a set",
         )
+
+
+def check_result_elsewhere(
+    stage: Stage,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    expected: Any,
+    sentence: str,
+) -> None:
+    """Check that a function returns in another process what it returned here."""
+    __tracebackhide__ = True
+    if not _can_be_sent(expected):
+        return
+    with FreshProcess(_sent, function, arguments, hash_seed=_OTHER_HASH_SEED) as process:
+        try:
+            sent = process.result()
+        except RuntimeError as error:
+            fail(stage, f"it does not work in another process ({error})")
+    require_same(stage, expected, cloudpickle.loads(sent), "items", sentence)
+
+
+def _can_be_sent(value: Any) -> bool:
+    """Tell whether what is unpickled would be known for the same."""
+    try:
+        return difference(value, cloudpickle.loads(cloudpickle.dumps(value))) is None
+    except Exception:
+        # Whatever pickling it raises: it stays where it is.
+        return False
+
+
+def _sent(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
+    sent: bytes = cloudpickle.dumps(function(*arguments))
+    return sent
 
 
 def _hash_of_new(cls: type[Stage], args: list[Any], kwargs: dict[str, Any]) -> str:
