@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import hashlib
 import itertools
@@ -107,7 +108,8 @@ class FilesSource(Source[Path]):
     pattern : str or path
         ``"data/*.h5"``; ``**`` stands for any number of directories; a leading dot must be
         written. A directory stands for the files in it, without those of its sub-directories. A
-        relative pattern gives relative paths.
+        relative pattern gives relative paths. A link to a directory is followed, unless it leads
+        back to one that it lies in.
 
     Raises
     ------
@@ -130,7 +132,7 @@ class FilesSource(Source[Path]):
         ],
     ) -> None:
         self._root, place = _root_and_pattern(os.fspath(pattern))
-        self.paths = _matching_files(place, os.fspath(pattern))
+        self.paths = _matching_files(self._root, place, os.fspath(pattern))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -230,11 +232,23 @@ def _root_and_pattern(given: str) -> tuple[str, str]:
     return os.path.join("", *fixed), place
 
 
-def _matching_files(place: str, given: str) -> list[Path]:
-    found = {Path(path) for path in glob.glob(place, recursive=True) if os.path.isfile(path)}
+def _matching_files(root: str, place: str, given: str) -> list[Path]:
+    leads_back = functools.cache(_leads_back)
+
+    def is_new(path: Path) -> bool:
+        below = path.relative_to(root).parents[:-1]
+        return not any(leads_back(Path(root, each)) for each in below)
+
+    places = map(Path, glob.glob(place, recursive=True))
+    found = {path for path in places if path.is_file() and is_new(path)}
     if not found:
         raise SourceError(
             f"no file matches {given!r} in {os.getcwd()}: check the path, and write a pattern "
             "such as 'data/*.h5' or 'data/**/*.h5'"
         )
     return sorted(found, key=Path.as_posix)
+
+
+def _leads_back(directory: Path) -> bool:
+    """Tell a link to where the way came from: what is below it was found before."""
+    return directory.is_symlink() and directory.parent.resolve().is_relative_to(directory.resolve())

@@ -582,6 +582,8 @@ def test_a_class_that_nobody_else_can_import_is_refused(run_python: RunPython) -
     impostor = type("Double", (Pass,), {"__module__": "stages_for_tests"})
     with pytest.raises(ConfigurationError, match="stages_for_tests:Double is not this class there"):
         chain(impostor(1)).save("saved.toml")
+    with pytest.raises(ConfigurationError, match="math:sqrt is the function there, and no stage"):
+        chain(psnc.filter(math.sqrt)()).save("saved.toml")
     program = """
         from stages_for_tests import Discard, Numbers
         from psnc import Pipeline

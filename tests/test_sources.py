@@ -359,6 +359,18 @@ def test_two_stars_stand_for_any_number_of_directories(data: Path) -> None:
     assert len(found) == 5
 
 
+def test_links_are_followed_but_not_in_circles(data: Path) -> None:
+    (data.parent / "far").mkdir()
+    (data.parent / "far/d.h5").touch()
+    (data / "far").symlink_to(data.parent / "far")
+    before = items_of("data/**/*.h5")
+    assert [Path("data/far/d.h5")] in before
+    (data / "run-1/back").symlink_to(data)
+    (data / "here").symlink_to(".")
+    assert items_of("data/**/*.h5") == before
+    assert items_of("data/here/a.*") == [[Path("data/here/a.h5")]]
+
+
 def test_a_directory_stands_for_the_files_in_it(data: Path) -> None:
     names = ["10.h5", "2.h5", "a.h5", "b.h5", "notes.txt"]
     assert items_of(data) == [[data / name] for name in names]

@@ -67,7 +67,13 @@ def class_reference(cls: type[Stage]) -> str:
         )
     if "<" in path:
         raise ConfigurationError(f"{path} is defined inside a function: define it at module level")
-    if _attribute(sys.modules.get(module), path) is not cls:
+    found = _attribute(sys.modules.get(module), path)
+    if found is not cls and found is getattr(cls, "function", None):
+        raise ConfigurationError(
+            f"{module}:{path} is the function there, and no stage: write a function of your own "
+            "that calls it, with the decorator above it"
+        )
+    if found is not cls:
         raise ConfigurationError(
             f"{module}:{path} is not this class there: give it the name that its module knows it by"
         )
