@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import fnmatch
 import glob
 import hashlib
 import itertools
@@ -131,8 +131,8 @@ class FilesSource(Source[Path]):
             str | os.PathLike[str], Param(description="A pattern, a directory or a file.")
         ],
     ) -> None:
-        self._root, place = _root_and_pattern(os.fspath(pattern))
-        self.paths = _matching_files(self._root, place, os.fspath(pattern))
+        self._root, parts = _root_and_parts(os.fspath(pattern))
+        self.paths = _matching_files(self._root, parts, os.fspath(pattern))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -219,28 +219,24 @@ def _is_iterable_dataset(thing: Any) -> bool:
     return torch_data is not None and isinstance(thing, torch_data.IterableDataset)
 
 
-def _root_and_pattern(given: str) -> tuple[str, str]:
-    """Return the directory below which to look, and the pattern to look for."""
+def _root_and_parts(given: str) -> tuple[str, tuple[str, ...]]:
+    """Return the directory below which to look, and the parts of the pattern to look for."""
     place = os.path.expanduser(given)
     if not place:
         raise SourceError("FilesSource(''): name files by a pattern such as 'data/*.h5'")
     if os.path.isdir(place):
-        return place, os.path.join(glob.escape(place), "*")
+        return place, ("*",)
     if os.path.exists(place):
-        return os.path.dirname(place), glob.escape(place)
-    fixed = itertools.takewhile(lambda part: not glob.has_magic(part), Path(place).parts)
-    return os.path.join("", *fixed), place
+        return os.path.dirname(place), (glob.escape(os.path.basename(place)),)
+    parts = Path(place).parts
+    fixed = tuple(itertools.takewhile(lambda part: not glob.has_magic(part), parts))
+    # With a slash behind it, it means directories only.
+    rest = () if place.endswith(os.sep) else parts[len(fixed) :]
+    return os.path.join("", *fixed), rest
 
 
-def _matching_files(root: str, place: str, given: str) -> list[Path]:
-    leads_back = functools.cache(_leads_back)
-
-    def is_new(path: Path) -> bool:
-        below = path.relative_to(root).parents[:-1]
-        return not any(leads_back(Path(root, each)) for each in below)
-
-    places = map(Path, glob.glob(place, recursive=True))
-    found = {path for path in places if path.is_file() and is_new(path)}
+def _matching_files(root: str, parts: tuple[str, ...], given: str) -> list[Path]:
+    found = {path for path in _expanded(Path(root), parts, ()) if path.is_file()}
     if not found:
         raise SourceError(
             f"no file matches {given!r} in {os.getcwd()}: check the path, and write a pattern "
@@ -249,6 +245,38 @@ def _matching_files(root: str, place: str, given: str) -> list[Path]:
     return sorted(found, key=Path.as_posix)
 
 
-def _leads_back(directory: Path) -> bool:
-    """Tell a link to where the way came from: what is below it was found before."""
-    return directory.is_symlink() and directory.parent.resolve().is_relative_to(directory.resolve())
+def _expanded(directory: Path, parts: tuple[str, ...], way: tuple[Path, ...]) -> Iterator[Path]:
+    """Yield what the rest of a pattern means below a directory.
+
+    ``glob`` itself goes in circles: of a few links that lead back it makes paths without number.
+    So the way there is known, as the directories that it really leads through.
+    """
+    if not parts:
+        yield directory
+        return
+    part, rest = parts[0], parts[1:]
+    if part == "**":
+        real = directory.resolve()
+        if real in way:
+            return
+        yield from _expanded(directory, rest or ("*",), way)
+        for each in _names(directory, "*"):
+            if Path(directory, each).is_dir():
+                yield from _expanded(Path(directory, each), parts, (*way, real))
+    elif glob.has_magic(part):
+        for each in _names(directory, part):
+            yield from _expanded(Path(directory, each), rest, way)
+    else:
+        yield from _expanded(Path(directory, part), rest, way)
+
+
+def _names(directory: Path, pattern: str) -> list[str]:
+    """Return what matches in a directory; a leading dot must be written."""
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return []  # no directory, or one that may not be looked into
+    is_hidden = not pattern.startswith(".")
+    return [
+        each for each in fnmatch.filter(names, pattern) if not (is_hidden and each.startswith("."))
+    ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 import pickle
 import sys
+import tempfile
 import textwrap
 import types
 from collections.abc import Iterator
@@ -16,6 +18,8 @@ import attrs
 import cloudpickle
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from stages_for_tests import Discard, Numbers, WriteText, numbers_pipeline
 
 from psnc import (
@@ -369,6 +373,28 @@ def test_links_are_followed_but_not_in_circles(data: Path) -> None:
     (data / "here").symlink_to(".")
     assert items_of("data/**/*.h5") == before
     assert items_of("data/here/a.*") == [[Path("data/here/a.h5")]]
+
+
+PARTS = ["*", "**", "a", "?", "[ab]", "[!a]*", "*.h5", ".*", "[[]x]", "b.h5"]
+
+
+@given(parts=st.lists(st.sampled_from(PARTS), min_size=1, max_size=4))
+def test_a_pattern_means_what_it_means_to_glob(parts: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        for name in ("a/b/c.h5", "a/b.h5", "b/a/a.h5", "b/.hidden/a.h5", ".a/b.h5", "[x]/a", "c"):
+            Path(directory, name).parent.mkdir(parents=True, exist_ok=True)
+            Path(directory, name).touch()
+        pattern = os.path.join(directory, *parts)
+        expected = sorted(
+            {each for each in glob.glob(pattern, recursive=True) if Path(each).is_file()}
+        )
+        if Path(pattern).is_dir():
+            return  # stands for the files in it
+        if not expected:
+            with pytest.raises(SourceError, match="no file matches"):
+                FilesSource(pattern)
+        else:
+            assert sorted(map(str, FilesSource(pattern).paths)) == expected
 
 
 def test_a_directory_stands_for_the_files_in_it(data: Path) -> None:
