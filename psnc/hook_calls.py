@@ -40,10 +40,13 @@ class _Observer:
         return self.function(*map(given.__getitem__, self.arguments))
 
 
-class _Unrecorded(threading.local):
-    """The error of a store in the hook that the thread is calling, if there was one."""
+class _Passing(threading.local):
+    """What passes through the hook that the thread is calling, once every plugin has been called.
 
-    error: StoreError | None = None
+    The error of a store, or what is no error: ``KeyboardInterrupt`` and the like.
+    """
+
+    error: BaseException | None = None
 
 
 class HookCalls(pluggy.PluginManager):
@@ -62,7 +65,7 @@ class HookCalls(pluggy.PluginManager):
         self._left_to_tell: dict[str, int] = {}
         self._observers: dict[str, tuple[_Observer, ...]] = {}
         self._lock = threading.Lock()
-        self._unrecorded = _Unrecorded()
+        self._passing = _Passing()
         self.add_hookspecs(hookspecs)
 
     def implements(self, hook_name: str) -> bool:
@@ -91,7 +94,8 @@ class HookCalls(pluggy.PluginManager):
         Raises
         ------
         StoreError
-            Once every plugin has been called: what cannot be recorded must be said.
+            Once every plugin has been called: what cannot be recorded must be said. So does
+            ``KeyboardInterrupt``, since the other plugins still have to clean up.
         """
         results: list[Any] = []
         observers = self._observers.get(hook_name)
@@ -99,7 +103,7 @@ class HookCalls(pluggy.PluginManager):
             observers = self._observers_of(hook_name)
         if not observers:
             return results
-        unrecorded: StoreError | None = None
+        passing: BaseException | None = None
         for observer in observers:
             try:
                 result = observer(arguments)
@@ -110,13 +114,13 @@ class HookCalls(pluggy.PluginManager):
                     for answer in answers:
                         check(answer)
                 results.extend(answers)
-            except StoreError as error:
-                # Said at the end, since the other plugins still have to clean up.
-                unrecorded = unrecorded or error
-            except Exception as error:
-                self._report(observer.plugin_name, hook_name, error)
-        if unrecorded is not None:
-            raise unrecorded
+            except BaseException as error:
+                if isinstance(error, Exception) and not isinstance(error, StoreError):
+                    self._report(observer.plugin_name, hook_name, error)
+                else:
+                    passing = passing or error
+        if passing is not None:
+            raise passing
         return results
 
     def first_result(
@@ -170,12 +174,11 @@ class HookCalls(pluggy.PluginManager):
         for key, count in errors.items():
             self.errors[key] = self.errors.get(key, 0) + count
 
-    def _contain(self, plugin_name: str, hook_name: str, error: Exception) -> None:
-        if not isinstance(error, StoreError):
+    def _contain(self, plugin_name: str, hook_name: str, error: BaseException) -> None:
+        if isinstance(error, Exception) and not isinstance(error, StoreError):
             self._report(plugin_name, hook_name, error)
-        elif self._unrecorded.error is None:
-            # Said at the end, since the other plugins still have to clean up.
-            self._unrecorded.error = error
+        else:
+            self._passing.error = self._passing.error or error
 
     def _report(self, plugin_name: str, hook_name: str, error: Exception) -> None:
         key = f"{plugin_name}: {hook_name}"
@@ -237,14 +240,14 @@ class HookCalls(pluggy.PluginManager):
         hook = getattr(inner.hook, caller.name)
 
         def call(*values: Any) -> Any:
-            outer, self._unrecorded.error = self._unrecorded.error, None
+            outer, self._passing.error = self._passing.error, None
             try:
                 result = hook(**dict(zip(names, values, strict=True)))
-                if self._unrecorded.error is not None:
-                    raise self._unrecorded.error
+                if self._passing.error is not None:
+                    raise self._passing.error
                 return result
             finally:
-                self._unrecorded.error = outer
+                self._passing.error = outer
 
         plugin_names = "+".join(
             each.plugin_name for each in caller.get_hookimpls() if each.wrapper or each.hookwrapper
@@ -256,7 +259,7 @@ class HookCalls(pluggy.PluginManager):
         def contained(*arguments: Any) -> Any:
             try:
                 return implementation.function(*arguments)
-            except Exception as error:
+            except BaseException as error:
                 self._contain(implementation.plugin_name, hook_name, error)
                 return None
 
@@ -276,12 +279,12 @@ class HookCalls(pluggy.PluginManager):
             except StopIteration:
                 contain(RuntimeError("a wrapper yields once, and this one did not"))
                 return (yield)
-            except Exception as error:
+            except BaseException as error:
                 contain(error)
                 return (yield)
             try:
                 result = yield
-            except BaseException as error:  # an interrupt: errors were contained on the way
+            except BaseException as error:  # Ctrl-C on the way; what plugins raise is contained
                 with suppress(StopIteration):
                     wrapper.throw(error)
                 raise
@@ -289,7 +292,7 @@ class HookCalls(pluggy.PluginManager):
                 wrapper.send(result)
             except StopIteration as end:
                 return end.value
-            except Exception as error:
+            except BaseException as error:
                 contain(error)
             else:
                 wrapper.close()

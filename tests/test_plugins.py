@@ -559,6 +559,34 @@ def test_a_wrapper_that_goes_wrong_keeps_nothing_from_being_recorded(
     assert summary.plugin_errors == {"broken: psnc_index_done": 4}
 
 
+@pytest.mark.parametrize("is_wrapped", [False, True])
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_in_a_hook_keeps_no_other_plugin_from_cleaning_up(
+    plugins: PluginManager, interrupt: type[BaseException], is_wrapped: bool
+) -> None:
+    class Interrupted:
+        @hookimpl(tryfirst=True)
+        def psnc_index_done(self, record: IndexRecord) -> None:
+            raise interrupt
+
+    called: list[int] = []
+
+    class Called:
+        @hookimpl(trylast=True)
+        def psnc_index_done(self, record: IndexRecord) -> None:
+            called.append(record.index)
+
+    plugins.register(Interrupted())
+    plugins.register(Called())
+    if is_wrapped:
+        plugins.register(Around())
+    pipeline = numbers_pipeline(2)
+    with pytest.raises(interrupt):
+        pipeline[0]
+    assert called == [0]
+    assert pipeline.completed_indices == {0}
+
+
 def test_a_wrapper_that_catches_everything_does_not_hide_that_nothing_is_recorded(
     plugins: PluginManager,
 ) -> None:

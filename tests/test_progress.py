@@ -341,7 +341,9 @@ def test_a_child_that_a_stage_forks_can_print(tmp_path: Path) -> None:
                 for item in items:
                     child = os.fork()
                     if not child:
-                        print("child of", item, type(sys.stdout).__name__, flush=True)
+                        # In one piece, between those that the bar is drawn in.
+                        sys.stdout.write(f"child of {item} {type(sys.stdout).__name__}\\n")
+                        sys.stdout.flush()
                         os._exit(0)
                     assert os.waitpid(child, 0)[1] == 0
                     yield item
