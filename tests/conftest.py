@@ -50,8 +50,8 @@ RunPython = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(autouse=True)
 def own_home(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    """Keep the user's home, caches and working directory out of every test."""
+) -> Iterator[Path]:
+    """Keep the user's home, caches and working directory, and other tests, out of every test."""
     home = tmp_path_factory.mktemp("home")
     for name in list(os.environ):
         if name.startswith(("PSNC_", "XDG_")):
@@ -60,7 +60,10 @@ def own_home(
     # What else is installed here is nothing to these tests.
     monkeypatch.setenv("PSNC_DISABLE_INSTALLED_PLUGINS", "1")
     monkeypatch.chdir(tmp_path)
-    return home
+    yield home
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(f"{tmp_path}{os.sep}"):
+            del sys.modules[name]
 
 
 @pytest.fixture(autouse=True)
