@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +21,7 @@ from attrs import frozen
 from psnc import hookspecs
 from psnc.errors import StoreError
 
-__all__ = ["HookCalls"]
+__all__ = ["HookCalls", "by_keyword"]
 
 _ORDER_OPTIONS = ("wrapper", "hookwrapper", "tryfirst", "trylast")
 
@@ -32,12 +33,22 @@ class _Observer:
     """One plugin's implementation of one hook, ready to be called by keyword."""
 
     plugin_name: str
-    function: Callable[..., Any]
-    arguments: tuple[str, ...]
+    call: Callable[[dict[str, Any]], Any]
     answers_for_all: bool = False
 
-    def __call__(self, given: dict[str, Any]) -> Any:
-        return self.function(*map(given.__getitem__, self.arguments))
+
+def by_keyword(function: Callable[..., Any], names: Sequence[str]) -> Callable[[Any], Any]:
+    """Return a function of all arguments that hands on those that another one names.
+
+    Every index calls a dozen of these, so that none does more than its number of names asks for.
+    """
+    if not names:
+        return lambda given: function()
+    if len(names) == 1:
+        name = names[0]
+        return lambda given: function(given[name])
+    pick = itemgetter(*names)
+    return lambda given: function(*pick(given))
 
 
 class _Passing(threading.local):
@@ -106,7 +117,7 @@ class HookCalls(pluggy.PluginManager):
         passing: BaseException | None = None
         for observer in observers:
             try:
-                result = observer(arguments)
+                result = observer.call(arguments)
                 if result is None:
                     continue
                 answers = result if observer.answers_for_all else (result,)
@@ -139,7 +150,7 @@ class HookCalls(pluggy.PluginManager):
         """
         for observer in self._observers_of(hook_name):
             try:
-                result = observer(arguments)
+                result = observer.call(arguments)
                 if result is not None and check is not None:
                     check(result)
             except StoreError:
@@ -217,7 +228,7 @@ class HookCalls(pluggy.PluginManager):
             yield self._make_wrapped_observer(caller)
             return
         for each in reversed(implementations):
-            yield _Observer(each.plugin_name, each.function, tuple(each.argnames))
+            yield _Observer(each.plugin_name, by_keyword(each.function, each.argnames))
 
     def _make_wrapped_observer(self, caller: pluggy.HookCaller) -> _Observer:
         """Leave a hook with wrappers to pluggy, whose machinery goes around the whole call.
@@ -252,7 +263,8 @@ class HookCalls(pluggy.PluginManager):
         plugin_names = "+".join(
             each.plugin_name for each in caller.get_hookimpls() if each.wrapper or each.hookwrapper
         )
-        return _Observer(plugin_names, call, names, not caller.spec.opts.get("firstresult"))
+        answers_for_all = not caller.spec.opts.get("firstresult")
+        return _Observer(plugin_names, by_keyword(call, names), answers_for_all)
 
     def _contained(self, implementation: pluggy.HookImpl, hook_name: str) -> Callable[..., Any]:
         @functools.wraps(implementation.function)

@@ -16,7 +16,7 @@ from attrs import evolve
 
 from psnc.config import Config
 from psnc.errors import BackendError, PluginError, PsncError, StageError
-from psnc.hook_calls import HookCalls
+from psnc.hook_calls import HookCalls, by_keyword
 from psnc.offers import Offer, OfferKind, check_reference
 from psnc.options import OptionParser, PluginOption, resolve_options
 from psnc.plugin_loading import (
@@ -293,7 +293,10 @@ class PluginManager(HookCalls):
         caller: pluggy.HookCaller = getattr(self.hook, hook)
         order = list(self.origins)
         found = sorted(caller.get_hookimpls(), key=lambda each: order.index(each.plugin_name))
-        return [(self.origins[each.plugin_name], _by_keyword(each)) for each in found]
+        return [
+            (self.origins[each.plugin_name], by_keyword(each.function, each.argnames))
+            for each in found
+        ]
 
     def call_or_raise(
         self, hook: str, origin: PluginOrigin, function: Callable[..., Any], *values: Any
@@ -346,11 +349,6 @@ def _two_of_one_name(first: PluginOrigin, second: PluginOrigin) -> str:
         f"two plugins are named {name!r}, of {first} and of {second}: rename one of the entry "
         f"points, uninstall one, or keep both out with -p no:{name}"
     )
-
-
-def _by_keyword(implementation: pluggy.HookImpl) -> Callable[[Mapping[str, Any]], Any]:
-    names = implementation.argnames
-    return lambda given: implementation.function(*map(given.__getitem__, names))
 
 
 _active: PluginManager | None = None
