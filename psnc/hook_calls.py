@@ -9,11 +9,11 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from operator import itemgetter
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeGuard
 
 import pluggy
 from attrs import frozen
@@ -49,6 +49,11 @@ def by_keyword(function: Callable[..., Any], names: Sequence[str]) -> Callable[[
         return lambda given: function(given[name])
     pick = itemgetter(*names)
     return lambda given: function(*pick(given))
+
+
+def _is_the_plugins_own(error: BaseException) -> TypeGuard[Exception]:
+    """Tell an error that is only counted from what passes through to whoever called the hook."""
+    return isinstance(error, Exception) and not isinstance(error, StoreError)
 
 
 class _Passing(threading.local):
@@ -126,7 +131,7 @@ class HookCalls(pluggy.PluginManager):
                         check(answer)
                 results.extend(answers)
             except BaseException as error:
-                if isinstance(error, Exception) and not isinstance(error, StoreError):
+                if _is_the_plugins_own(error):
                     self._report(observer.plugin_name, hook_name, error)
                 else:
                     passing = passing or error
@@ -169,7 +174,11 @@ class HookCalls(pluggy.PluginManager):
         """Leave the errors of a ``with`` block to the summary of the next run."""
         before = dict(self.errors)
         yield
-        self._left_to_tell = {
+        self._left_to_tell = self.errors_since(before)
+
+    def errors_since(self, before: Mapping[str, int]) -> dict[str, int]:
+        """Return how many errors were added to an earlier state of :attr:`errors`."""
+        return {
             key: count - before.get(key, 0)
             for key, count in self.errors.items()
             if count > before.get(key, 0)
@@ -186,7 +195,7 @@ class HookCalls(pluggy.PluginManager):
             self.errors[key] = self.errors.get(key, 0) + count
 
     def _contain(self, plugin_name: str, hook_name: str, error: BaseException) -> None:
-        if isinstance(error, Exception) and not isinstance(error, StoreError):
+        if _is_the_plugins_own(error):
             self._report(plugin_name, hook_name, error)
         else:
             self._passing.error = self._passing.error or error

@@ -335,7 +335,6 @@ class _Pass(Generic[T]):
         return None
 
     def _summary(self, *, interrupted: bool) -> RunSummary:
-        errors, before = self.run.plugins.errors, self._errors_before
         return RunSummary(
             requested=self._source.length,
             completed=self._completed,
@@ -343,11 +342,7 @@ class _Pass(Generic[T]):
             failed=dict(self._failed),
             elapsed_s=perf_counter() - self._started,
             interrupted=interrupted,
-            plugin_errors={
-                key: count - before.get(key, 0)
-                for key, count in errors.items()
-                if count > before.get(key, 0)
-            },
+            plugin_errors=self.run.plugins.errors_since(self._errors_before),
             db_path=None if self.run.store is None else shown_url(self._pipeline.store_url),
         )
 

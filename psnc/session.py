@@ -262,12 +262,14 @@ class Session:
             failed=dict(sorted(self._failed.items())),
             elapsed_s=perf_counter() - started,
             interrupted=interrupted,
-            plugin_errors=self._new_plugin_errors(),
+            plugin_errors=self.plugins.errors_since(self._errors_before),
             db_path=shown_url(self.pipeline.store_url) if run.store is not None else None,
         )
         self.plugins.call_contained("psnc_run_done", run=run, summary=self.summary)
         # Those of psnc_run_done itself too.
-        self.summary = attrs.evolve(self.summary, plugin_errors=self._new_plugin_errors())
+        self.summary = attrs.evolve(
+            self.summary, plugin_errors=self.plugins.errors_since(self._errors_before)
+        )
         if failure is not None and not isinstance(sys.exc_info()[1], StoreError):
             raise failure
 
@@ -283,14 +285,6 @@ class Session:
         except StoreError as error:
             return error
         return None
-
-    def _new_plugin_errors(self) -> dict[str, int]:
-        now, before = self.plugins.errors, self._errors_before
-        return {
-            key: count - before.get(key, 0)
-            for key, count in now.items()
-            if count > before.get(key, 0)
-        }
 
 
 @attrs.frozen

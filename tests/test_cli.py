@@ -469,12 +469,10 @@ def test_progress_can_be_left_out(run_python: Any) -> None:
     assert finished.stderr == ""
 
 
-@pytest.mark.parametrize("jobs", [["-j", "1"], ["-j", "2"]])
-def test_ctrl_c_leaves_a_database_that_the_printed_command_resumes(
-    tmp_path: Path, jobs: list[str], psnc: Command
-) -> None:
+def interrupt_at_the_first_index(tmp_path: Path, *options: str) -> tuple[int, str]:
+    """Run ``waiting``, press Ctrl-C; return the exit code and what was said of it."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "psnc", "run", "numbers_file:waiting", *jobs],
+        [sys.executable, "-m", "psnc", "run", "numbers_file:waiting", *options],
         env={**os.environ, "PYTHONPATH": str(TESTS_PATH)},
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
@@ -482,7 +480,15 @@ def test_ctrl_c_leaves_a_database_that_the_printed_command_resumes(
     os.killpg(process.pid, signal.SIGINT)
     (tmp_path / "go").touch()
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    return process.returncode, err
+
+
+@pytest.mark.parametrize("jobs", [["-j", "1"], ["-j", "2"]])
+def test_ctrl_c_leaves_a_database_that_the_printed_command_resumes(
+    tmp_path: Path, jobs: list[str], psnc: Command
+) -> None:
+    code, err = interrupt_at_the_first_index(tmp_path, *jobs)
+    assert code == 130
     assert "interrupted:" in err
     assert "Traceback" not in err
     database = the_database(tmp_path)
@@ -504,15 +510,7 @@ def test_ctrl_c_leaves_a_database_that_the_printed_command_resumes(
 def test_the_printed_command_names_one_place_and_goes_on_there(
     tmp_path: Path, place: list[str], psnc: Command
 ) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "psnc", "run", "numbers_file:waiting", *place],
-        env={**os.environ, "PYTHONPATH": str(TESTS_PATH)},
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    wait_until((tmp_path / "reached-0").exists)
-    os.killpg(process.pid, signal.SIGINT)
-    (tmp_path / "go").touch()
-    _, err = process.communicate(timeout=60)
+    _, err = interrupt_at_the_first_index(tmp_path, *place)
     (command,) = re.findall(r"^go on with: psnc (.*)$", err, re.MULTILINE)
     code, out, err = psnc(*shlex.split(command))
     assert (code, "completed before, 0 failed, of 60" in out) == (0, True), err
