@@ -136,6 +136,18 @@ pytest_collect_file = Sybil(
 ).pytest()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """End the processes that joblib keeps for its next caller.
+
+    They would take the directory and the environment of one test along to another.
+    """
+    loky = sys.modules.get("joblib.externals.loky.reusable_executor")
+    executor = None if loky is None else loky._executor
+    if executor is not None:
+        executor.shutdown(wait=True)
+
+
 # --- docstrings -------------------------------------------------------------------------------
 
 

@@ -36,7 +36,8 @@ class Run:
     invocation_id : str
         UUID4 in hexadecimal, shared by the driver and the workers of one call.
     run_dir : str
-        The working directory.
+        The working directory; one that somebody has removed by the name that the system still
+        has for it.
     total_indices : int
         The source's length as the run began.
     pid : int
@@ -57,7 +58,7 @@ class Run:
         self.pipeline = pipeline
         self.plugins = plugins
         self.invocation_id = invocation_id or uuid.uuid4().hex
-        self.run_dir = os.getcwd()
+        self.run_dir = _working_directory()
         self.pid = os.getpid()
         self.total_indices = len(pipeline.source)
         self.store: CheckpointStore | None = None
@@ -184,6 +185,16 @@ class Run:
                     f"where the relative path {text!r} is another than in {self.run_dir}: run from "
                     f"there, give absolute paths, or choose another {other}"
                 )
+
+
+def _working_directory() -> str:
+    # A pool's process may outlive the directory that it was started in, and work for a pipeline
+    # that has nothing to do with it.
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        here = "/proc/self/cwd"
+        return os.readlink(here) if os.path.islink(here) else "(removed)"
 
 
 _begin_lock = threading.Lock()

@@ -155,6 +155,21 @@ def test_a_pipeline_is_sent_along_with_each_task(backend: str, journal: str) -> 
     assert sorted(read_journal(journal)) == list(range(8))
 
 
+def test_a_pool_may_outlive_the_directory_that_it_was_started_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, journal: str
+) -> None:
+    place = tmp_path / "gone"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        pool.apply(os.getpid)
+        monkeypatch.chdir(tmp_path)
+        place.rmdir()
+        pipeline = Pipeline(Journal(3, journal), sink=Discard())
+        assert pool.map(pipeline.__getitem__, range(3)) == paths(range(3))
+    assert pipeline.completed_indices == {0, 1, 2}
+
+
 def outcome_of(pipeline: Pipeline[Any], index: int) -> list[str] | str:
     try:
         return pipeline[index]
