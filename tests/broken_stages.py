@@ -283,7 +283,8 @@ class DropsDoubles(Passing):
     """Goes through a set, whose order is another in another process."""
 
     def __call__(self, items: Items) -> Iterable[Any]:
-        yield from {f"item {item}" for item in items}
+        # So many that no two orders are the same by chance.
+        yield from {f"{number} of item {item}" for item in items for number in range(20)}
 
 
 class ForgetsInPickle(Passing):
