@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import Future
+from typing import ClassVar
 
 from psnc.worker import BatchResult, WorkerTask
 
@@ -24,7 +25,15 @@ class Backend(ABC):
     ----------
     n_jobs : int
         Number of workers, at least 1.
+
+    Attributes
+    ----------
+    enforces_timeout : bool
+        Whether each worker is a process of its own that runs batches in its main thread, and whose
+        end the future of the batch tells. Only such a one can be ended by ``timeout``.
     """
+
+    enforces_timeout: ClassVar[bool] = False
 
     def __init__(self, n_jobs: int) -> None:
         self.n_jobs = n_jobs

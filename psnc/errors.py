@@ -11,6 +11,7 @@ __all__ = [
     "BackendError",
     "ConfigurationError",
     "IndexRangeError",
+    "IndexTimeoutError",
     "PartitionError",
     "PipelineError",
     "PluginError",
@@ -18,6 +19,7 @@ __all__ = [
     "SourceError",
     "StageError",
     "StoreError",
+    "TooManyFailuresError",
     "TrackingDisabledError",
     "WorkerDiedError",
 ]
@@ -83,3 +85,13 @@ class WorkerDiedError(PsncError):
     def __init__(self, message: str, pid: int | None = None) -> None:
         super().__init__(message)
         self.pid = pid
+
+
+class IndexTimeoutError(WorkerDiedError):
+    """An index took longer than ``timeout`` allows, and its worker was ended."""
+
+
+class TooManyFailuresError(PsncError):
+    """As many indices failed as ``max_failures`` allows, and the run ended."""
+
+    exit_code = 1

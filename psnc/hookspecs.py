@@ -434,6 +434,30 @@ def psnc_index_reported(run: Run, record: IndexRecord) -> None:
     """
 
 
+@hookspec
+def psnc_index_retried(run: Run, record: IndexRecord, attempt: int, pause_s: float) -> None:
+    """Know that an index failed and will have another attempt.
+
+    ``psnc_index_reported`` sees only how an index ends for good.
+
+    When: as the record of the failed attempt reaches the driver.
+    Process: driver.
+    Result: none.
+    Errors: contained.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    record : IndexRecord
+        Everything that is known of the failed attempt.
+    attempt : int
+        Its number in this run, from 1.
+    pause_s : float
+        Seconds until the next one.
+    """
+
+
 # --- looking at runs --------------------------------------------------------------------------
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import builtins
 import difflib
 import importlib
 import importlib.util
 import inspect
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from psnc import errors
 from psnc.errors import PipelineError, PsncError
 from psnc.pipeline import Pipeline
 from psnc.pipeline_files.plain_text import SUFFIXES
 
-__all__ = ["load_module", "load_pipeline"]
+__all__ = ["load_exceptions", "load_module", "load_pipeline"]
 
 _ADVICE = "check the spelling, or give the path of a .py file"
 
@@ -45,6 +48,37 @@ def load_pipeline(target: str) -> Pipeline[Any]:
             "of a .toml, .yaml or .json file"
         )
     return _as_pipeline(_attribute(load_module(place), name, target), target)
+
+
+def load_exceptions(names: Iterable[str]) -> tuple[type[Exception], ...]:
+    """Return classes of exceptions by name.
+
+    Parameters
+    ----------
+    names : iterable of str
+        Each one of Python's own (``"OSError"``), one of psnc's (``"WorkerDiedError"``), or any as
+        ``"package.module:Class"``.
+
+    Raises
+    ------
+    PipelineError
+        If there is no such class, or if it is no class of exceptions.
+    """
+    return tuple(_load_exception(name) for name in names)
+
+
+def _load_exception(name: str) -> type[Exception]:
+    place, separator, attribute = name.rpartition(":")
+    if separator:
+        found = getattr(load_module(place), attribute, None)
+    else:
+        found = getattr(builtins, name, None) or getattr(errors, name, None)
+    if isinstance(found, type) and issubclass(found, Exception):
+        return found
+    raise PipelineError(
+        f"{name!r} is no class of exceptions: write OSError or another of Python's own, or "
+        "module:Class"
+    )
 
 
 def load_module(place: str, advice: str = _ADVICE) -> ModuleType:

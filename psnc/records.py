@@ -166,6 +166,11 @@ class RunSummary:
         How often each plugin's hook raised, by ``"plugin: hook"``.
     db_path : str, optional
         Where it was recorded.
+    retries : int
+        Attempts that failed and had another one.
+    quarantined : dict of int to int
+        Failed indices each of whose last attempts ended its worker process, and how many attempts
+        they had.
     """
 
     requested: int
@@ -176,3 +181,5 @@ class RunSummary:
     interrupted: bool = False
     plugin_errors: dict[str, int] = Factory(dict)
     db_path: str | None = None
+    retries: int = 0
+    quarantined: dict[int, int] = Factory(dict)

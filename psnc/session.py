@@ -5,46 +5,35 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from time import perf_counter
 from typing import Any, Literal
 
 import attrs
 
 from psnc.backend import Backend
+from psnc.dispatcher import Dispatcher
 from psnc.errors import (
     BackendError,
     PipelineError,
     PluginError,
     PsncError,
     StoreError,
-    WorkerDiedError,
+    TooManyFailuresError,
 )
-from psnc.execution import error_text
 from psnc.manager import PluginManager, plugin_manager
 from psnc.partition import partition
 from psnc.pipeline import Pipeline
 from psnc.records import IndexRecord, RunSummary
+from psnc.retries import RetryPolicy
 from psnc.run import Run, adopt
 from psnc.store import shown_url
 from psnc.worker import BatchResult, WorkerTask
 
 __all__ = ["Session", "run_pipeline"]
-
-# A batch should take about this long: tiny indices share the cost of one message, and a run that
-# is interrupted waits no longer than this for them.
-_BATCH_S = 0.1
-
-# A signal that arrives just before the driver falls asleep does not wake it: Python would answer it
-# only when the next batch ends.
-_ANSWER_SIGNALS_S = 0.5
-
-# Batches in flight for each worker: one that runs and one that waits, so that none sits idle.
-_BATCHES_PER_WORKER = 2
 
 
 def run_pipeline(
@@ -55,6 +44,11 @@ def run_pipeline(
     resume: bool | None = None,
     db_dir: str | os.PathLike[str] | None = None,
     store: str | None = None,
+    retries: int = 0,
+    retry_on: type[Exception] | tuple[type[Exception], ...] = Exception,
+    retry_delay: float = 1.0,
+    timeout: float | None = None,
+    max_failures: int | None = None,
     on_error: Literal["continue", "raise"] = "continue",
     progress: bool | None = None,
     **backend_options: Any,
@@ -77,6 +71,20 @@ def run_pipeline(
     resume, db_dir, store : optional
         In place of the pipeline's own. The pipeline's questions (``pipeline.summary()``, …) are
         then about the database of this run.
+    retries : int
+        How many more attempts an index has in this run that fails, or ends its worker.
+    retry_on : exception class or tuple of them
+        The errors that are worth another attempt, by default all. The end of a worker counts as
+        :class:`psnc.WorkerDiedError`, that of an index by ``timeout`` as
+        :class:`psnc.IndexTimeoutError`, which derives from it.
+    retry_delay : float
+        Seconds before the second attempt, less a random share of up to a half; twice as long before
+        each further one, a minute at the most. Other indices run meanwhile.
+    timeout : float, optional
+        Seconds that an index may take. One that takes longer has failed, and its worker process is
+        ended. With one job this makes ``"process_pool"`` the default backend.
+    max_failures : int, optional
+        End the run when so many indices have failed for good.
     on_error : {"continue", "raise"}
         Whether a failing index leaves the others alone, or ends the run.
     progress : bool, optional
@@ -93,6 +101,8 @@ def run_pipeline(
     ------
     PsncError
         If the run cannot start, or cannot be recorded.
+    TooManyFailuresError
+        After ``max_failures``, once the indices at work have ended.
     KeyboardInterrupt
         After a Ctrl-C, once the indices at work have ended. A second Ctrl-C ends them.
     """
@@ -104,6 +114,9 @@ def run_pipeline(
         resume=resume,
         db_dir=db_dir,
         store=store,
+        policy=RetryPolicy(retries, retry_on, retry_delay),
+        timeout=timeout,
+        max_failures=max_failures,
         on_error=on_error,
         progress=progress,
         backend_options=backend_options,
@@ -131,6 +144,9 @@ class Session:
         resume: bool | None = None,
         db_dir: str | os.PathLike[str] | None = None,
         store: str | None = None,
+        policy: RetryPolicy | None = None,
+        timeout: float | None = None,
+        max_failures: int | None = None,
         on_error: Literal["continue", "raise"] = "continue",
         progress: bool | None = None,
         backend_options: dict[str, Any] | None = None,
@@ -143,9 +159,20 @@ class Session:
         if on_error not in ("continue", "raise"):
             raise PipelineError(f"on_error={on_error!r}: choose 'continue' or 'raise'")
         pipeline.require_sink()
+        _require_limits(timeout, max_failures)
         self.plugins = plugin_manager()
+        self._policy = policy or RetryPolicy()
+        self._timeout = timeout
+        self._max_failures = max_failures
         self._on_error = on_error
+        if backend is None and timeout is not None:
+            backend = "process_pool"
         self._backend = _make_backend(self.plugins, backend, n_jobs, backend_options or {})
+        if timeout is not None and not self._backend.enforces_timeout:
+            raise BackendError(
+                f"backend {backend!r} cannot end an index that takes longer than timeout={timeout}"
+                ": choose 'process_pool', or give no timeout"
+            )
         # Before anything is made: what is asked for may not exist.
         self._requested = _normalised(pipeline, indices)
         self.run_state = _begin(pipeline, self.plugins, resume, db_dir, store)
@@ -155,6 +182,8 @@ class Session:
         self._failed: dict[int, str] = {}
         self._completed = 0
         self._cached = 0
+        self._retries = 0
+        self._quarantined: dict[int, int] = {}
         self._first_exception: BaseException | None = None
         self._errors_before = self.plugins.errors_told()
         self.summary: RunSummary | None = None
@@ -170,6 +199,11 @@ class Session:
         finally:
             self._finish(started, interrupted)
         assert self.summary is not None
+        if self._has_failed_too_often():
+            raise TooManyFailuresError(
+                f"{len(self._failed)} indices failed, and max_failures={self._max_failures}: see "
+                "why (failed_indices, psnc errors), and resume"
+            )
         if self._on_error == "raise" and self._first_exception is not None:
             raise self._first_exception
         if self.plugins.config.strict_plugins and self.summary.plugin_errors:
@@ -212,14 +246,30 @@ class Session:
             return
         assert self.pipeline.sink is not None
         groups = partition(self.pipeline.source, self.pipeline.sink, left)
-        task = WorkerTask(self.run_state, stop_on_error=self._on_error == "raise")
+        with self._report_directory() as directory:
+            task = WorkerTask(
+                self.run_state,
+                stop_on_error=self._on_error == "raise",
+                policy=self._policy,
+                timeout=self._timeout,
+                report_directory=directory,
+            )
+            self._run_batches(task, groups)
+
+    def _report_directory(self) -> AbstractContextManager[str | None]:
+        if self._timeout is None:
+            return nullcontext()
+        return tempfile.TemporaryDirectory(prefix="psnc-run-")
+
+    def _run_batches(self, task: WorkerTask, groups: list[tuple[int, ...]]) -> None:
         self._backend.start(task)
-        dispatcher = _Dispatcher(self._backend, task, groups)
+        dispatcher = Dispatcher(self._backend, task, groups, self._policy, self._take_retry)
+        self._quarantined = dispatcher.quarantined
         try:
             with _graceful_interrupt(dispatcher.stop_dispatching) as interrupted:
                 for result in dispatcher.results():
                     self._take(result)
-                    if self._on_error == "raise" and self._failed:
+                    if self._ends_early():
                         dispatcher.stop_dispatching()
         except BaseException as error:
             self._backend.stop(now=True)
@@ -230,6 +280,22 @@ class Session:
         self._backend.stop()
         if interrupted.is_set() and not dispatcher.done:
             raise KeyboardInterrupt
+
+    def _ends_early(self) -> bool:
+        return bool(self._on_error == "raise" and self._failed) or self._has_failed_too_often()
+
+    def _has_failed_too_often(self) -> bool:
+        return self._max_failures is not None and len(self._failed) >= self._max_failures
+
+    def _take_retry(self, record: IndexRecord, attempt: int, pause_s: float) -> None:
+        self._retries += 1
+        self.plugins.call_contained(
+            "psnc_index_retried",
+            run=self.run_state,
+            record=record,
+            attempt=attempt,
+            pause_s=pause_s,
+        )
 
     def _take(self, result: BatchResult) -> None:
         self.plugins.count_errors(result.plugin_errors)
@@ -264,6 +330,8 @@ class Session:
             interrupted=interrupted,
             plugin_errors=self.plugins.errors_since(self._errors_before),
             db_path=shown_url(self.pipeline.store_url) if run.store is not None else None,
+            retries=self._retries,
+            quarantined=dict(self._quarantined),
         )
         self.plugins.call_contained("psnc_run_done", run=run, summary=self.summary)
         # Those of psnc_run_done itself too.
@@ -285,148 +353,6 @@ class Session:
         except StoreError as error:
             return error
         return None
-
-
-@attrs.frozen
-class _Flight:
-    """A batch on its way, those of its indices that run after it, and whether it ran before."""
-
-    batch: tuple[int, ...]
-    after: tuple[int, ...] = ()
-    again: bool = False
-
-
-class _Dispatcher:
-    """Feeds batches to a backend and yields what comes back, until all is done.
-
-    A batch grows with the measured speed of its indices, and shrinks towards the end of the run
-    so that the workers end together. A group that must stay together is never split, except
-    after a worker died over it: what is left of that batch then runs one index at a time, so
-    that only the index that kills its worker is lost.
-    """
-
-    def __init__(
-        self, backend: Backend, task: WorkerTask, groups: Sequence[tuple[int, ...]]
-    ) -> None:
-        self._backend = backend
-        self._task = task
-        self._groups = deque(groups)
-        self._left = sum(len(group) for group in groups)
-        self._suspects: deque[tuple[int, ...]] = deque()
-        self._running: dict[Future[BatchResult], _Flight] = {}
-        self._seconds_per_index: float | None = None
-        self._stopping = False
-        self._cut_short = False
-
-    def results(self) -> Iterable[BatchResult]:
-        """Yield results as they come."""
-        self._dispatch()
-        while self._running:
-            done, _ = wait(self._running, _ANSWER_SIGNALS_S, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield self._outcome(future, self._running.pop(future))
-                self._dispatch()
-
-    @property
-    def done(self) -> bool:
-        """Whether every index has come back."""
-        return not (self._groups or self._suspects or self._running or self._cut_short)
-
-    def stop_dispatching(self) -> None:
-        """Start nothing more, and let workers of this process end after their present index."""
-        self._stopping = True
-        self._task.stop_requested.set()
-
-    def _dispatch(self) -> None:
-        while not self._stopping and len(self._running) < self._capacity():
-            if self._suspects:
-                first, *rest = self._suspects.popleft()
-                self._submit(_Flight((first,), after=tuple(rest), again=True))
-            elif self._groups:
-                self._submit(_Flight(self._next_batch()))
-            else:
-                return
-
-    def _submit(self, flight: _Flight) -> None:
-        self._running[self._backend.submit(flight.batch)] = flight
-
-    def _capacity(self) -> int:
-        # Before the first result nothing is known of the indices: one batch a worker.
-        # Long ones need none waiting either, and an interrupt should find none.
-        known_and_short = (self._seconds_per_index or _BATCH_S) < _BATCH_S
-        in_flight = _BATCHES_PER_WORKER if known_and_short else 1
-        return 1 if self._backend.n_jobs == 1 else self._backend.n_jobs * in_flight
-
-    def _next_batch(self) -> tuple[int, ...]:
-        batch = list(self._groups.popleft())
-        size = self._batch_size()
-        while self._groups and len(batch) + len(self._groups[0]) <= size:
-            batch += self._groups.popleft()
-        self._left -= len(batch)
-        return tuple(batch)
-
-    def _batch_size(self) -> int:
-        if self._seconds_per_index is None:
-            return 1
-        by_time = int(_BATCH_S / max(self._seconds_per_index, 1e-7))
-        by_share = self._left // (self._backend.n_jobs * _BATCHES_PER_WORKER)
-        return max(1, min(by_time, by_share))
-
-    def _outcome(self, future: Future[BatchResult], flight: _Flight) -> BatchResult:
-        error = future.exception()
-        if isinstance(error, WorkerDiedError):
-            return self._after_death(error, flight)
-        if error is not None:
-            raise error
-        result = future.result()
-        self._require_result_of(flight.batch, result)
-        self._learn(result)
-        self._cut_short |= len(result.records) < len(flight.batch)
-        if flight.after:
-            self._suspects.append(flight.after)
-        if flight.again:
-            # What the store knew by now was done by the worker that died, in this very run.
-            records = [attrs.evolve(record, cached=False) for record in result.records]
-            result = attrs.evolve(result, records=records)
-        return result
-
-    def _require_result_of(self, batch: tuple[int, ...], result: Any) -> None:
-        """Refuse what would pass for a run of all indices, and is not."""
-        name = type(self._backend).__qualname__
-        if not isinstance(result, BatchResult):
-            raise BackendError(
-                f"backend {name} answers a batch with {type(result).__qualname__!r}: give its "
-                "future what the task returned"
-            )
-        ended = tuple(record.index for record in result.records)
-        may_be_cut_short = self._stopping or self._task.stop_on_error
-        if ended != (batch[: len(ended)] if may_be_cut_short else batch):
-            raise BackendError(
-                f"backend {name} answers a batch of {len(batch)} indices with the records of "
-                f"{len(ended)}, or of others: call the task once, with all indices of the batch"
-            )
-
-    def _after_death(self, error: WorkerDiedError, flight: _Flight) -> BatchResult:
-        self._task.worker_died(error.pid)
-        if len(flight.batch) > 1:
-            self._suspects.append(flight.batch)
-            return BatchResult([])
-        if flight.after:
-            self._suspects.append(flight.after)
-        index = flight.batch[0]
-        store = self._task.run.store
-        paths = None if store is None else store.lookup(index)
-        if paths is not None:
-            # The worker died between recording the index and handing it in.
-            return BatchResult([IndexRecord(index, "completed", tuple(paths), recorded=True)])
-        return BatchResult([IndexRecord(index, "error", error=error_text(error))])
-
-    def _learn(self, result: BatchResult) -> None:
-        """Follow the speed of the indices, the latest batch counting half."""
-        if result.records:
-            latest = result.elapsed_s / len(result.records)
-            earlier = self._seconds_per_index
-            self._seconds_per_index = latest if earlier is None else (latest + earlier) / 2
 
 
 @contextmanager
@@ -465,6 +391,15 @@ def _normalised(pipeline: Pipeline[Any], indices: Iterable[int] | None) -> list[
     if not isinstance(indices, Iterable):
         raise PipelineError(f"indices={indices!r}: give a list or a range of indices")
     return [pipeline.normalise(index, total) for index in indices]
+
+
+def _require_limits(timeout: float | None, max_failures: int | None) -> None:
+    if timeout is not None and not (isinstance(timeout, (int, float)) and 0 < timeout < 1e8):
+        raise PipelineError(f"timeout={timeout!r}: give seconds, more than 0")
+    if max_failures is None:
+        return
+    if not isinstance(max_failures, int) or isinstance(max_failures, bool) or max_failures < 1:
+        raise PipelineError(f"max_failures={max_failures!r}: give a number of indices, at least 1")
 
 
 def _make_backend(

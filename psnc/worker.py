@@ -18,8 +18,10 @@ from psnc.errors import PipelineError, StoreError
 from psnc.execution import error_text, execute, execute_untracked
 from psnc.pipeline import Pipeline
 from psnc.records import IndexRecord
+from psnc.retries import RetryPolicy
 from psnc.run import Run, adopt
 from psnc.stages import stage_name
+from psnc.time_limit import LastWords, TimeLimit, last_words
 
 __all__ = ["BatchResult", "WorkerTask"]
 
@@ -38,12 +40,15 @@ class BatchResult:
         Wall-clock seconds of the whole batch, recording included.
     exception : BaseException, optional
         The error of the last record, for a run that ends on the first one.
+    lasting_failures : frozenset of int
+        Indices that failed, and would again: another attempt is not worth while.
     """
 
     records: list[IndexRecord]
     plugin_errors: dict[str, int] = Factory(dict)
     elapsed_s: float = 0.0
     exception: BaseException | None = None
+    lasting_failures: frozenset[int] = frozenset()
 
 
 @define
@@ -55,8 +60,12 @@ class WorkerTask:
 
     run: Run
     stop_on_error: bool
+    policy: RetryPolicy = Factory(RetryPolicy)
+    timeout: float | None = None
+    report_directory: str | None = None
     stop_requested: threading.Event = field(factory=threading.Event)
     away: bool = False
+    _time_limit: TimeLimit | None = None
 
     def __call__(self, indices: Sequence[int]) -> BatchResult:
         """Run a batch; everything recorded is in the store when it returns.
@@ -69,13 +78,15 @@ class WorkerTask:
         started = perf_counter()
         records: list[IndexRecord] = []
         exception = None
-        run_one = execute if self.run.pipeline.track_metrics else _execute_untracked
+        lasting_failures = set()
         for index in indices:
             if self.stop_requested.is_set():
                 break
-            record, exception = run_one(self.run, index)
+            record, exception = self._run_one(index)
             records.append(record)
             if exception is not None:
+                if not self.policy.is_worth_it(exception):
+                    lasting_failures.add(index)
                 if self.stop_on_error:
                     break
                 _let_go(exception)
@@ -83,17 +94,32 @@ class WorkerTask:
             self.run.store.flush()
         kept = exception if self.stop_on_error and self._can_travel(exception) else None
         elapsed_s = perf_counter() - started
-        return BatchResult(records, self._take_plugin_errors(), elapsed_s, kept)
+        plugin_errors = self._take_plugin_errors()
+        return BatchResult(records, plugin_errors, elapsed_s, kept, frozenset(lasting_failures))
+
+    def _run_one(self, index: int) -> tuple[IndexRecord, Exception | None]:
+        run_one = execute if self.run.pipeline.track_metrics else _execute_untracked
+        if self._time_limit is None:
+            return run_one(self.run, index)
+        with self._time_limit.over(index):
+            return run_one(self.run, index)
 
     def worker_died(self, pid: int | None) -> None:
         """Have it on record that a worker process is at no index any more."""
         if self.run.store is not None and pid is not None:
             self.run.store.worker_gone(self.run.invocation_id, pid)
 
+    def last_words(self, pid: int | None) -> LastWords | None:
+        """Return what a worker process left behind that its time limit ended."""
+        if self.report_directory is None or pid is None:
+            return None
+        return last_words(self.report_directory, pid)
+
     def to_bytes(self) -> bytes:
         """Serialise for another process; classes of ``__main__`` and notebooks travel by value."""
         run = self.run
-        settings = (run.plugins.config, run.invocation_id, self.stop_on_error)
+        settings = (run.plugins.config, run.invocation_id)
+        limits = (self.stop_on_error, self.policy, self.timeout, self.report_directory)
         try:
             pipeline_bytes = cloudpickle.dumps(run.pipeline)
         except Exception as error:
@@ -102,13 +128,16 @@ class WorkerTask:
                 f"({type(error).__name__}: {error}): open such things when they are first used, or "
                 "run with backend='thread_pool'"
             ) from error
-        return pickle.dumps((dict(os.environ), list(sys.path), settings, pipeline_bytes))
+        # Exceptions of a script's own are among the limits.
+        limits_bytes = cloudpickle.dumps(limits)
+        content = (dict(os.environ), list(sys.path), settings, limits_bytes, pipeline_bytes)
+        return pickle.dumps(content)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
         """Set this process up as a worker: its plugins, its store, its copy of the pipeline."""
-        environment, path, settings, pipeline_bytes = pickle.loads(content)
-        config, invocation_id, stop_on_error = settings
+        environment, path, settings, limits_bytes, pipeline_bytes = pickle.loads(content)
+        config, invocation_id = settings
         # A worker may descend from a server process that was started under another environment.
         os.environ.clear()
         os.environ.update(environment)
@@ -131,7 +160,9 @@ class WorkerTask:
             # the results, and the driver, which does reach the store, writes them.
             run.store = None
         adopt(run)
-        return cls(run, stop_on_error, away=True)
+        stop_on_error, policy, timeout, directory = cloudpickle.loads(limits_bytes)
+        limit = None if timeout is None else TimeLimit(timeout, directory)
+        return cls(run, stop_on_error, policy, timeout, directory, away=True, time_limit=limit)
 
     def close(self) -> None:
         """Take leave: write what waits, let plugins clean up. For the end of another process."""

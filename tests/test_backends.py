@@ -494,3 +494,28 @@ def test_pipelines_run_in_somebody_elses_processes(tmp_path: Path, run_python: R
         """,
     )
     assert run_python(script).stdout == "True\n[0, 1, 2, 3, 4, 5]\n" * 3
+
+
+def test_workers_that_cannot_be_started_are_one_line(
+    tmp_path: Path, run_python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    script = write_script(
+        tmp_path / "script.py",
+        """
+        import sys, tempfile
+        from psnc import BackendError, run_pipeline
+        from stages_for_tests import Discard, Numbers
+
+        # Longer than the name of a socket may be.
+        tempfile.tempdir = sys.argv[1]
+        try:
+            run_pipeline(Numbers(3).write(Discard(0)), 2)
+        except BackendError as error:
+            print(error)
+        """,
+    )
+    place = tmp_path / ("long" * 30)
+    place.mkdir()
+    finished = run_python(script, str(place), timeout=60)
+    assert finished.stdout.startswith("worker processes cannot be started (OSError: AF_UNIX path")
+    assert finished.stdout.count("\n") == 1

@@ -21,12 +21,13 @@ from psnc.cli.options import (
     plugin_choices,
     plugin_option,
 )
-from psnc.errors import IndexRangeError, PipelineError, PluginError
-from psnc.loading import load_pipeline
+from psnc.errors import IndexRangeError, PipelineError, PluginError, TooManyFailuresError
+from psnc.loading import load_exceptions, load_pipeline
 from psnc.manager import PluginManager, install
 from psnc.options import PluginOption
 from psnc.pipeline import Pipeline
 from psnc.records import RunSummary
+from psnc.retries import RetryPolicy
 from psnc.session import Session
 from psnc.store import CheckpointStore, open_store, shown_url
 
@@ -146,6 +147,21 @@ def _click_type(kind: type) -> Any:
 @click.option("--store", metavar="URL", help="Record to this store, such as postgresql://host/db.")
 @click.option("--indices", type=IndexRanges(), help="Only these, such as 0-99,200.")
 @click.option("--retry-failed", is_flag=True, help="Only what failed before; implies --resume.")
+@click.option("--retries", default=0, metavar="N", help="More attempts of an index that fails.")
+@click.option(
+    "--retry-on",
+    multiple=True,
+    metavar="ERROR",
+    help="Only after such errors: OSError, or module:Class.",
+)
+@click.option(
+    "--retry-delay",
+    default=1.0,
+    metavar="SECONDS",
+    help="Before the second attempt; doubles each time.  [default: 1]",
+)
+@click.option("--timeout", type=float, metavar="SECONDS", help="That an index may take.")
+@click.option("--max-failures", type=int, metavar="N", help="End when so many indices failed.")
 @plugin_option
 @click.option("--strict-plugins", is_flag=True, help="Fail the run if a plugin's hook raises.")
 @click.option("--no-progress", is_flag=True, help="Show no progress.")
@@ -168,6 +184,11 @@ def run(
     store: str | None,
     indices: list[range] | None,
     retry_failed: bool,
+    retries: int,
+    retry_on: tuple[str, ...],
+    retry_delay: float,
+    timeout: float | None,
+    max_failures: int | None,
     plugins: tuple[str, ...],
     strict_plugins: bool,
     no_progress: bool,
@@ -199,6 +220,9 @@ def run(
         indices=chosen,
         resume=True if resume else None,
         db_dir=db_dir,
+        policy=RetryPolicy(retries, load_exceptions(retry_on) or Exception, retry_delay),
+        timeout=timeout,
+        max_failures=max_failures,
         progress=not no_progress,
     )
     try:
@@ -213,7 +237,7 @@ def run(
             f"a stage or plugin called exit({error.code}), which ended the run: raise an error "
             "there, which ends its index only (--debug shows where)"
         ) from error
-    except PluginError:
+    except (PluginError, TooManyFailuresError):
         if session.summary is not None:
             _say_done(session.summary, session.run_state.store)
         raise
@@ -282,6 +306,13 @@ def _say_done(summary: RunSummary, store: CheckpointStore | None) -> None:
         click.echo(f"  index {index}: {_first_line(summary.failed[index])}")
     if len(summary.failed) > _SHOWN_FAILURES:
         click.echo(f"  and {len(summary.failed) - _SHOWN_FAILURES} more")
+    if summary.retries:
+        click.echo(f"{_times(summary.retries, 'attempt')} failed and had another")
+    for index, attempts in summary.quarantined.items():
+        if attempts > 1:
+            click.echo(
+                f"index {index} ended its worker each of {attempts} times, and was set aside"
+            )
     for where, count in summary.plugin_errors.items():
         click.echo(f"plugin error in {where}, {'once' if count == 1 else f'{count} times'}")
     if summary.db_path:
@@ -289,6 +320,10 @@ def _say_done(summary: RunSummary, store: CheckpointStore | None) -> None:
         if summary.failed:
             command = ["psnc", "errors", summary.db_path, *_which_run(store)]
             click.echo(f"more with: {shlex.join(command)}")
+
+
+def _times(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _which_run(store: CheckpointStore | None) -> list[str]:

@@ -27,6 +27,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from psnc.backend import Backend
 from psnc.errors import BackendError, WorkerDiedError
+from psnc.time_limit import is_enforceable
 from psnc.worker import BatchResult, WorkerTask
 
 __all__ = ["ProcessPoolBackend"]
@@ -43,6 +44,8 @@ class ProcessPoolBackend(Backend):
         How they start: ``"forkserver"`` where there is one, else ``"spawn"``. ``"fork"`` is the
         fastest, and can deadlock once the driver has threads, as many libraries start them.
     """
+
+    enforces_timeout = is_enforceable()
 
     def __init__(self, n_jobs: int, start_method: str | None = None) -> None:
         super().__init__(n_jobs)
@@ -68,7 +71,14 @@ class ProcessPoolBackend(Backend):
     def submit(self, indices: Sequence[int]) -> Future[BatchResult]:
         """Run the batch on the next free process."""
         outcome: Future[BatchResult] = Future()
-        running = self._pool.schedule(_run_batch, args=(tuple(indices),))
+        try:
+            running = self._pool.schedule(_run_batch, args=(tuple(indices),))
+        except BrokenProcessPool as error:
+            cause = error.__cause__ or error
+            raise BackendError(
+                f"worker processes cannot be started ({type(cause).__name__}: {cause}): see to "
+                "that (a TMPDIR may be too long a path), or run with --backend sequential"
+            ) from error
         running.add_done_callback(lambda done: _hand_over(done, outcome))
         return outcome
 

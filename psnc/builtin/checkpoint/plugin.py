@@ -58,5 +58,15 @@ def psnc_index_interrupted(context: IndexContext) -> None:
 @hookimpl(tryfirst=True)
 def psnc_index_reported(run: Run, record: IndexRecord) -> None:
     """Record what a worker out of the store's reach, or one that died, could not."""
+    _record_for_worker(run, record)
+
+
+@hookimpl(tryfirst=True)
+def psnc_index_retried(run: Run, record: IndexRecord) -> None:
+    """Record the failed attempt of a worker that could not."""
+    _record_for_worker(run, record)
+
+
+def _record_for_worker(run: Run, record: IndexRecord) -> None:
     if run.store is not None and not record.recorded:
         run.store.record(record)
