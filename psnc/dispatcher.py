@@ -66,7 +66,8 @@ class Dispatcher:
     """Feeds batches to a backend and yields what comes back, until all is done.
 
     A batch grows with the measured speed of its indices, and shrinks towards the end of the run
-    so that the workers end together. A group that must stay together is never split, except
+    so that the workers end together. What a worker hands back of a batch that took longer than
+    expected goes out again. A group that must stay together is never split, except
     after a worker died over it: what is left of that batch then runs one index at a time, so
     that only the index that kills its worker is lost. What is to be tried again waits its time, and
     whatever of its group comes after it waits along.
@@ -114,7 +115,6 @@ class Dispatcher:
         self._failures: dict[int, IndexRecord] = {}
         self._seconds_per_index: float | None = None
         self._stopping = False
-        self._cut_short = False
         self.quarantined: dict[int, int] = {}
 
     def results(self) -> Iterable[BatchResult]:
@@ -132,11 +132,10 @@ class Dispatcher:
     @property
     def done(self) -> bool:
         """Whether every index has come back."""
-        open_ended = self._groups or self._ready or self._waiting or self._running
-        return not (open_ended or self._cut_short)
+        return not (self._groups or self._ready or self._waiting or self._running)
 
     def stop_dispatching(self) -> None:
-        """Start nothing more, and let workers of this process end after their present index."""
+        """Start nothing more, and let workers end after their present index."""
         self._stopping = True
         self._task.stop_requested.set()
 
@@ -221,8 +220,9 @@ class Dispatcher:
         skipped = flight.batch[len(records) :]
         if failures:
             self._wait_and_retry(failures, skipped, flight.after)
+        elif skipped:
+            self._ready.append(_Flight(skipped, flight.after, flight.again))
         else:
-            self._cut_short |= bool(skipped)
             self._one_by_one(flight.after)
         ends_the_run = not (failures and failures[-1].record is records[-1])
         return attrs.evolve(
@@ -313,8 +313,8 @@ class Dispatcher:
                 "future what the task returned"
             )
         ended = tuple(record.index for record in result.records)
-        may_be_cut_short = self._stopping or self._task.stop_on_error
-        if ended != (batch[: len(ended)] if may_be_cut_short else batch):
+        # A batch may come back unfinished. One that was not even begun would be sent for ever.
+        if ended != batch[: len(ended)] or not (ended or self._stopping):
             raise BackendError(
                 f"backend {name} answers a batch of {len(batch)} indices with the records of "
                 f"{len(ended)}, or of others: call the task once, with all indices of the batch"

@@ -16,6 +16,7 @@ __all__ = [
     "PipelineError",
     "PluginError",
     "PsncError",
+    "RunTerminated",
     "SourceError",
     "StageError",
     "StoreError",
@@ -95,3 +96,12 @@ class TooManyFailuresError(PsncError):
     """As many indices failed as ``max_failures`` allows, and the run ended."""
 
     exit_code = 1
+
+
+class RunTerminated(SystemExit):  # no error, as SystemExit is none
+    """SIGTERM ended a run; what was recorded resumes. Uncaught, it exits with code 143."""
+
+    exit_code: ClassVar[int] = 143
+
+    def __init__(self) -> None:
+        super().__init__(self.exit_code)

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import tempfile
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Iterable, Sequence
 from time import perf_counter
 from typing import Any, Literal
 
@@ -24,6 +20,7 @@ from psnc.errors import (
     StoreError,
     TooManyFailuresError,
 )
+from psnc.interruption import interruptible
 from psnc.manager import PluginManager, plugin_manager
 from psnc.partition import partition
 from psnc.pipeline import Pipeline
@@ -49,6 +46,7 @@ def run_pipeline(
     retry_delay: float = 1.0,
     timeout: float | None = None,
     max_failures: int | None = None,
+    grace: float | None = None,
     on_error: Literal["continue", "raise"] = "continue",
     progress: bool | None = None,
     **backend_options: Any,
@@ -85,6 +83,9 @@ def run_pipeline(
         ended. With one job this makes ``"process_pool"`` the default backend.
     max_failures : int, optional
         End the run when so many indices have failed for good.
+    grace : float, optional
+        Seconds that the indices at work have after a Ctrl-C or SIGTERM, before they are ended. By
+        default as long as they take.
     on_error : {"continue", "raise"}
         Whether a failing index leaves the others alone, or ends the run.
     progress : bool, optional
@@ -105,6 +106,8 @@ def run_pipeline(
         After ``max_failures``, once the indices at work have ended.
     KeyboardInterrupt
         After a Ctrl-C, once the indices at work have ended. A second Ctrl-C ends them.
+    RunTerminated
+        After SIGTERM likewise. It is a ``SystemExit`` with code 143.
     """
     session = Session(
         pipeline,
@@ -117,6 +120,7 @@ def run_pipeline(
         policy=RetryPolicy(retries, retry_on, retry_delay),
         timeout=timeout,
         max_failures=max_failures,
+        grace=grace,
         on_error=on_error,
         progress=progress,
         backend_options=backend_options,
@@ -147,6 +151,7 @@ class Session:
         policy: RetryPolicy | None = None,
         timeout: float | None = None,
         max_failures: int | None = None,
+        grace: float | None = None,
         on_error: Literal["continue", "raise"] = "continue",
         progress: bool | None = None,
         backend_options: dict[str, Any] | None = None,
@@ -159,11 +164,12 @@ class Session:
         if on_error not in ("continue", "raise"):
             raise PipelineError(f"on_error={on_error!r}: choose 'continue' or 'raise'")
         pipeline.require_sink()
-        _require_limits(timeout, max_failures)
+        _require_limits(timeout, max_failures, grace)
         self.plugins = plugin_manager()
         self._policy = policy or RetryPolicy()
         self._timeout = timeout
         self._max_failures = max_failures
+        self._grace = grace
         self._on_error = on_error
         if backend is None and timeout is not None:
             backend = "process_pool"
@@ -246,40 +252,40 @@ class Session:
             return
         assert self.pipeline.sink is not None
         groups = partition(self.pipeline.source, self.pipeline.sink, left)
-        with self._report_directory() as directory:
-            task = WorkerTask(
-                self.run_state,
-                stop_on_error=self._on_error == "raise",
-                policy=self._policy,
-                timeout=self._timeout,
-                report_directory=directory,
-            )
+        task = WorkerTask(
+            self.run_state,
+            stop_on_error=self._on_error == "raise",
+            policy=self._policy,
+            timeout=self._timeout,
+            max_failures=self._max_failures,
+            group_ends=_ends_of(groups),
+        )
+        try:
             self._run_batches(task, groups)
-
-    def _report_directory(self) -> AbstractContextManager[str | None]:
-        if self._timeout is None:
-            return nullcontext()
-        return tempfile.TemporaryDirectory(prefix="psnc-run-")
+        finally:
+            task.remove_shared_directory()
 
     def _run_batches(self, task: WorkerTask, groups: list[tuple[int, ...]]) -> None:
         self._backend.start(task)
         dispatcher = Dispatcher(self._backend, task, groups, self._policy, self._take_retry)
         self._quarantined = dispatcher.quarantined
         try:
-            with _graceful_interrupt(dispatcher.stop_dispatching) as interrupted:
+            with interruptible(dispatcher.stop_dispatching, self._grace) as interruption:
                 for result in dispatcher.results():
                     self._take(result)
                     if self._ends_early():
                         dispatcher.stop_dispatching()
         except BaseException as error:
             self._backend.stop(now=True)
-            if interrupted.is_set() and not isinstance(error, (StoreError, KeyboardInterrupt)):
-                # The same Ctrl-C reached workers that were only starting, and the pool gave up.
-                raise KeyboardInterrupt from error
+            if interruption.is_set() and isinstance(error, Exception):
+                if isinstance(error, StoreError):
+                    raise
+                # The same signal reached workers that were only starting, and the pool gave up.
+                raise interruption.error() from error
             raise
         self._backend.stop()
-        if interrupted.is_set() and not dispatcher.done:
-            raise KeyboardInterrupt
+        if interruption.is_set() and not dispatcher.done:
+            raise interruption.error()
 
     def _ends_early(self) -> bool:
         return bool(self._on_error == "raise" and self._failed) or self._has_failed_too_often()
@@ -355,35 +361,6 @@ class Session:
         return None
 
 
-@contextmanager
-def _graceful_interrupt(stop: Callable[[], None]) -> Iterator[threading.Event]:
-    """Have the first Ctrl-C call ``stop``, and only the second raise ``KeyboardInterrupt``.
-
-    Nothing changes in other threads than the main one, which alone may handle signals, nor where
-    the caller has a way of its own with Ctrl-C.
-    """
-    interrupted = threading.Event()
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield interrupted
-        return
-
-    def handle(signal_number: int, frame: Any) -> None:
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        interrupted.set()
-        stop()
-        # Not print: a signal may arrive while that very stream is being written to.
-        with suppress(OSError):  # nobody to tell
-            os.write(2, b"\npsnc: letting the indices at work end; Ctrl-C again ends them now\n")
-
-    earlier = signal.signal(signal.SIGINT, handle)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, earlier)
-
-
 def _normalised(pipeline: Pipeline[Any], indices: Iterable[int] | None) -> list[int]:
     total = len(pipeline.source)
     if indices is None:
@@ -393,9 +370,18 @@ def _normalised(pipeline: Pipeline[Any], indices: Iterable[int] | None) -> list[
     return [pipeline.normalise(index, total) for index in indices]
 
 
-def _require_limits(timeout: float | None, max_failures: int | None) -> None:
+def _ends_of(groups: Sequence[tuple[int, ...]]) -> frozenset[int] | None:
+    """Return the last index of each group; ``None`` where each index is a group."""
+    if all(len(group) == 1 for group in groups):
+        return None
+    return frozenset(group[-1] for group in groups)
+
+
+def _require_limits(timeout: float | None, max_failures: int | None, grace: float | None) -> None:
     if timeout is not None and not (isinstance(timeout, (int, float)) and 0 < timeout < 1e8):
         raise PipelineError(f"timeout={timeout!r}: give seconds, more than 0")
+    if grace is not None and not (isinstance(grace, (int, float)) and 0 <= grace < 1e8):
+        raise PipelineError(f"grace={grace!r}: give seconds, 0 or more")
     if max_failures is None:
         return
     if not isinstance(max_failures, int) or isinstance(max_failures, bool) or max_failures < 1:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import sys
-import threading
+import tempfile
 from collections.abc import Sequence
 from time import perf_counter, perf_counter_ns
 from typing import Any, Self
 
+import attrs
 import cloudpickle
 from attrs import Factory, define, field, frozen
 
@@ -21,9 +23,16 @@ from psnc.records import IndexRecord
 from psnc.retries import RetryPolicy
 from psnc.run import Run, adopt
 from psnc.stages import stage_name
+from psnc.stop_flag import StopFlag
 from psnc.time_limit import LastWords, TimeLimit, last_words
 
 __all__ = ["BatchResult", "WorkerTask"]
+
+# What every worker has to know of the run besides the pipeline.
+_LIMITS = ("stop_on_error", "policy", "timeout", "max_failures", "group_ends")
+
+# Twice as long as a batch should take.
+_HAND_BACK_S = 0.2
 
 
 @frozen
@@ -56,19 +65,43 @@ class WorkerTask:
     """A pipeline and the settings it runs under, brought to every worker once.
 
     Calling it with indices runs them in order in this process.
+
+    Attributes
+    ----------
+    run : Run
+        The pipeline at work in this process.
+    stop_on_error : bool
+        Whether the first error ends a batch.
+    policy : RetryPolicy
+        Which errors are worth another attempt.
+    timeout : float, optional
+        Seconds that an index may take, in another process.
+    max_failures : int, optional
+        After how many failures a batch is handed back, since they may have been too many.
+    group_ends : frozenset of int, optional
+        The indices after which a batch may be handed back unfinished, where not all are such.
+    stop_requested : StopFlag
+        Raised to have every worker end after its present index.
+    away : bool
+        Whether this is another process than the driver.
     """
 
     run: Run
     stop_on_error: bool
     policy: RetryPolicy = Factory(RetryPolicy)
     timeout: float | None = None
-    report_directory: str | None = None
-    stop_requested: threading.Event = field(factory=threading.Event)
+    max_failures: int | None = None
+    group_ends: frozenset[int] | None = None
+    stop_requested: StopFlag = field(factory=StopFlag)
     away: bool = False
     _time_limit: TimeLimit | None = None
+    _directory: str | None = None
 
     def __call__(self, indices: Sequence[int]) -> BatchResult:
         """Run a batch; everything recorded is in the store when it returns.
+
+        A batch that takes longer than the driver could foresee is handed back unfinished, so that
+        other workers can have the rest, and an interrupt finds nothing that still waits.
 
         Raises
         ------
@@ -78,13 +111,17 @@ class WorkerTask:
         started = perf_counter()
         records: list[IndexRecord] = []
         exception = None
+        failures = 0
         lasting_failures = set()
         for index in indices:
-            if self.stop_requested.is_set():
+            if self.stop_requested.is_set() or self._is_long_enough(records, started):
+                break
+            if failures == self.max_failures:
                 break
             record, exception = self._run_one(index)
             records.append(record)
             if exception is not None:
+                failures += 1
                 if not self.policy.is_worth_it(exception):
                     lasting_failures.add(index)
                 if self.stop_on_error:
@@ -96,6 +133,11 @@ class WorkerTask:
         elapsed_s = perf_counter() - started
         plugin_errors = self._take_plugin_errors()
         return BatchResult(records, plugin_errors, elapsed_s, kept, frozenset(lasting_failures))
+
+    def _is_long_enough(self, records: list[IndexRecord], started: float) -> bool:
+        if not records or perf_counter() - started < _HAND_BACK_S:
+            return False
+        return self.group_ends is None or records[-1].index in self.group_ends
 
     def _run_one(self, index: int) -> tuple[IndexRecord, Exception | None]:
         run_one = execute if self.run.pipeline.track_metrics else _execute_untracked
@@ -111,15 +153,15 @@ class WorkerTask:
 
     def last_words(self, pid: int | None) -> LastWords | None:
         """Return what a worker process left behind that its time limit ended."""
-        if self.report_directory is None or pid is None:
+        if self._directory is None or pid is None:
             return None
-        return last_words(self.report_directory, pid)
+        return last_words(self._directory, pid)
 
     def to_bytes(self) -> bytes:
         """Serialise for another process; classes of ``__main__`` and notebooks travel by value."""
         run = self.run
         settings = (run.plugins.config, run.invocation_id)
-        limits = (self.stop_on_error, self.policy, self.timeout, self.report_directory)
+        limits = attrs.asdict(self, recurse=False, filter=attrs.filters.include(*_LIMITS))
         try:
             pipeline_bytes = cloudpickle.dumps(run.pipeline)
         except Exception as error:
@@ -130,13 +172,15 @@ class WorkerTask:
             ) from error
         # Exceptions of a script's own are among the limits.
         limits_bytes = cloudpickle.dumps(limits)
-        content = (dict(os.environ), list(sys.path), settings, limits_bytes, pipeline_bytes)
-        return pickle.dumps(content)
+        payload = (limits_bytes, pipeline_bytes)
+        directory = self._shared_directory()
+        return pickle.dumps((dict(os.environ), list(sys.path), settings, directory, payload))
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
         """Set this process up as a worker: its plugins, its store, its copy of the pipeline."""
-        environment, path, settings, limits_bytes, pipeline_bytes = pickle.loads(content)
+        environment, path, settings, directory, payload = pickle.loads(content)
+        limits_bytes, pipeline_bytes = payload
         config, invocation_id = settings
         # A worker may descend from a server process that was started under another environment.
         os.environ.clear()
@@ -160,9 +204,24 @@ class WorkerTask:
             # the results, and the driver, which does reach the store, writes them.
             run.store = None
         adopt(run)
-        stop_on_error, policy, timeout, directory = cloudpickle.loads(limits_bytes)
-        limit = None if timeout is None else TimeLimit(timeout, directory)
-        return cls(run, stop_on_error, policy, timeout, directory, away=True, time_limit=limit)
+        limits = cloudpickle.loads(limits_bytes)
+        task = cls(run, **limits, stop_requested=StopFlag.join(_flag_path(directory)), away=True)
+        task._directory = directory
+        if task.timeout is not None:
+            task._time_limit = TimeLimit(task.timeout, directory)
+        return task
+
+    def _shared_directory(self) -> str:
+        """Return the directory by which the driver and its workers hear of each other."""
+        if self._directory is None:
+            self._directory = tempfile.mkdtemp(prefix="psnc-run-")
+            self.stop_requested.share(_flag_path(self._directory))
+        return self._directory
+
+    def remove_shared_directory(self) -> None:
+        """Leave nothing behind: for the driver once its workers have ended, or for its heirs."""
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
 
     def close(self) -> None:
         """Take leave: write what waits, let plugins clean up. For the end of another process."""
@@ -186,11 +245,21 @@ class WorkerTask:
         return taken
 
 
-def _let_go(exception: BaseException | None) -> None:
+def _let_go(exception: BaseException) -> None:
     """Free what the frames of a failed index hold, which may be much, without waiting for gc."""
-    while exception is not None:
-        exception.__traceback__ = None
-        exception = exception.__cause__ or exception.__context__
+    # Of exceptions that were raised from each other there are circles.
+    seen: set[int] = set()
+    left: list[BaseException | None] = [exception]
+    while left:
+        each = left.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            each.__traceback__ = None
+            left += (each.__cause__, each.__context__)
+
+
+def _flag_path(directory: str) -> str:
+    return os.path.join(directory, "stop")
 
 
 def _culprit(pipeline: Pipeline[Any]) -> str:

@@ -63,7 +63,8 @@ def psnc(capsys: pytest.CaptureFixture[str]) -> Command:
     """Run a command line; return exit code, standard output and standard error."""
 
     def run(*arguments: Any) -> tuple[int, str, str]:
-        sys.modules.pop("numbers_file", None)
+        for name in ("numbers_file", "shaky"):
+            sys.modules.pop(name, None)
         try:
             main([str(argument) for argument in arguments])
             code = 0
@@ -662,3 +663,89 @@ def test_ctrl_c_while_workers_start_is_an_interrupt_like_any_other(
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
+
+
+# --- retries and limits -----------------------------------------------------------------------
+
+FLAKY = """
+import os
+from pathlib import Path
+from stages_for_tests import Die, Discard, FailOn, Numbers
+from psnc import Filter
+
+class NoTimeError(OSError):
+    pass
+
+class Flaky(Filter):
+    def __call__(self, items):
+        for item in items:
+            marker = Path(f"asked-{item}")
+            if item in (1, 2) and not marker.exists():
+                marker.touch()
+                raise NoTimeError(f"not yet {item}")
+            yield item
+
+flaky = Numbers(4).filter(Flaky()).write(Discard(0))
+deadly = Numbers(4).filter(Die([2], exit_code=9)).write(Discard(0))
+hopeless = Numbers(400).filter(FailOn(range(400))).write(Discard(0))
+"""
+
+
+def test_run_tries_again_and_says_so(psnc: Command, tmp_path: Path) -> None:
+    (tmp_path / "shaky.py").write_text(FLAKY)
+    code, out, _ = psnc("run", "shaky.py:flaky", "--retries", "1", "--retry-delay", "0")
+    assert code == 0
+    assert out.startswith("4 completed, 0 failed, of 4")
+    assert "\n2 attempts failed and had another\n" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "failed"), [("OSError", 0), ("shaky:NoTimeError", 0), ("ValueError", 2)]
+)
+def test_run_tries_again_after_the_errors_that_are_named(
+    name: str, failed: int, psnc: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "shaky.py").write_text(FLAKY)
+    options = ("--retries", "1", "--retry-delay", "0", "--retry-on", name)
+    _, out, _ = psnc("run", "shaky.py:flaky", *options)
+    assert f"{failed} failed" in out
+
+
+def test_run_names_an_index_that_ends_its_worker_each_time(psnc: Command, tmp_path: Path) -> None:
+    (tmp_path / "shaky.py").write_text(FLAKY)
+    options = ("-j", "2", "--retries", "2", "--retry-delay", "0")
+    code, out, _ = psnc("run", "shaky.py:deadly", *options)
+    assert code == 1
+    assert "index 2 ended its worker each of 3 times, and was set aside\n" in out
+
+
+def test_run_ends_after_so_many_failures(psnc: Command, tmp_path: Path) -> None:
+    (tmp_path / "shaky.py").write_text(FLAKY)
+    code, out, err = psnc("run", "shaky.py:hopeless", "--max-failures", "3")
+    assert code == 1
+    match = re.fullmatch(r"psnc: (\d+) indices failed, and max_failures=3: .*\n", err)
+    assert match is not None
+    assert 3 <= int(match[1]) <= 5
+    assert out.startswith(f"0 completed, {match[1]} failed, of 400")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--retry-on", "OSErorr"), "'OSErorr' is no class of exceptions"),
+        (("--retry-on", "KeyboardInterrupt"), "'KeyboardInterrupt' is no class of exceptions"),
+        (("--retry-on", "nowhere:Error"), "no module named 'nowhere'"),
+        (("--retries", "-1"), "retries=-1: give a number of attempts"),
+        (("--timeout", "0"), "timeout=0.0: give seconds, more than 0"),
+        (("--timeout", "5", "--backend", "sequential"), "backend 'sequential' cannot end an index"),
+    ],
+)
+def test_run_refuses_limits_that_make_no_sense(
+    options: tuple[str, ...], complaint: str, psnc: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "shaky.py").write_text(FLAKY)
+    code, _, err = psnc("run", "shaky.py:flaky", *options)
+    assert code == 2
+    assert err.startswith(f"psnc: {complaint}")
+    assert err.count("\n") == 1

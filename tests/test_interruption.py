@@ -177,6 +177,43 @@ def test_a_bare_loop_that_is_interrupted_can_be_resumed(
     assert _recorded(database, query) == dict.fromkeys(range(20), "completed")
 
 
+SKEWED = """
+import time
+from pathlib import Path
+from psnc import Filter, Pipeline, run_pipeline
+from stages_for_tests import Discard, Journal, wait_until
+
+class Slow(Filter):
+    def __call__(self, items):
+        for item in items:
+            if item >= 40:
+                Path(f"reached-{item}").touch()
+                wait_until(Path("go").exists)
+                time.sleep(0.01)
+            yield item
+
+pipeline = Pipeline(
+    Journal(400, str(Path("journal").absolute())), [Slow()], Discard(), resume=True, db_dir="db"
+)
+run_pipeline(pipeline, 2, "process_pool")
+"""
+
+
+def test_ctrl_c_starts_no_others_of_a_batch_that_is_with_a_worker(
+    start: Start, tmp_path: Path
+) -> None:
+    # The first 40 are instant, so that dozens of the others are in batches that were sent out.
+    driver = start(SKEWED)
+    wait_until(lambda: len(_at_work(tmp_path)) == 2)
+    driver.interrupt()
+    assert driver.process.stderr is not None
+    assert driver.process.stderr.readline() == "\n"
+    at_work = _at_work(tmp_path)
+    (tmp_path / "go").touch()
+    assert driver.finish()[0] == -signal.SIGINT
+    assert _at_work(tmp_path) == at_work
+
+
 def test_a_program_keeps_its_own_way_with_ctrl_c(start: Start, tmp_path: Path) -> None:
     own = "signal.signal(signal.SIGINT, lambda *_: print('its own', flush=True))"
     script = SCRIPT.replace("backend, first", f"{own}\nbackend, first")
@@ -198,3 +235,117 @@ def test_ctrl_c_works_as_ever_once_a_run_has_ended(start: Start, tmp_path: Path)
     status, out, errors = driver.finish()
     assert (status, out) == (-signal.SIGINT, "complete\n")
     assert "Ctrl-C again" not in errors
+
+
+# --- SIGTERM ----------------------------------------------------------------------------------
+
+
+def _terminated_once(start: Start, directory: Path, backend: str, script: str = SCRIPT) -> Driver:
+    driver = start(script, backend, 4)
+    workers = 1 if backend == "sequential" else 2
+    wait_until(lambda: len(_at_work(directory)) == workers)
+    driver.process.send_signal(signal.SIGTERM)
+    assert driver.process.stderr is not None
+    assert driver.process.stderr.readline() == "\n"
+    assert "a second signal ends them now" in driver.process.stderr.readline()
+    return driver
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sigterm_lets_running_indices_end_and_exits_with_143(
+    backend: str, start: Start, tmp_path: Path, query: Callable[..., Any]
+) -> None:
+    driver = _terminated_once(start, tmp_path, backend)
+    at_work = _at_work(tmp_path)
+    (tmp_path / "go").touch()
+    status, out, _ = driver.finish()
+    assert (status, out) == (143, "")
+    database = only_database(tmp_path / "db")
+    assert _recorded(database, query) == dict.fromkeys({0, 1, 2, 3} | at_work, "completed")
+    assert query(database, "SELECT * FROM workers WHERE current_index IS NOT NULL") == []
+    assert start(SCRIPT, backend, 4).finish() == (0, "complete\n", "")
+    assert sorted(read_journal(tmp_path / "journal")) == list(range(20))
+
+
+@pytest.mark.parametrize("backend", ["sequential", "process_pool"])
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_after_sigterm_ends_running_indices(
+    backend: str, second: signal.Signals, start: Start, tmp_path: Path, query: Callable[..., Any]
+) -> None:
+    driver = _terminated_once(start, tmp_path, backend)
+    processes = driver.descendants()
+    driver.process.send_signal(second)
+    assert driver.finish()[0] == 143
+    wait_for_end(processes)
+    assert set(_recorded(only_database(tmp_path / "db"), query)) == {0, 1, 2, 3}
+
+
+def test_workers_leave_a_sigterm_that_all_processes_get_to_the_driver(
+    start: Start, tmp_path: Path, query: Callable[..., Any]
+) -> None:
+    driver = start(SCRIPT, "process_pool", 0)
+    wait_until(lambda: len(_at_work(tmp_path)) == 2)
+    for process in [*driver.descendants(), driver.process]:
+        process.send_signal(signal.SIGTERM)
+    assert driver.process.stderr is not None
+    assert driver.process.stderr.readline() == "\n"
+    (tmp_path / "go").touch()
+    assert driver.finish()[0] == 143
+    assert _recorded(only_database(tmp_path / "db"), query) == {0: "completed", 1: "completed"}
+
+
+@pytest.mark.parametrize("backend", ["sequential", "process_pool"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_takes_longer_than_the_grace_is_ended(
+    backend: str, number: signal.Signals, start: Start, tmp_path: Path, query: Callable[..., Any]
+) -> None:
+    script = SCRIPT.replace("2, backend)", "2, backend, grace=0.3)")
+    driver = start(script, backend, 4)
+    workers = 1 if backend == "sequential" else 2
+    wait_until(lambda: len(_at_work(tmp_path)) == workers)
+    processes = driver.descendants()
+    driver.process.send_signal(number)
+    status, _, errors = driver.finish()
+    assert status == (143 if number == signal.SIGTERM else -signal.SIGINT)
+    assert "letting the indices at work end, for 0.3 s at the most; " in errors
+    wait_for_end(processes)
+    database = only_database(tmp_path / "db")
+    assert set(_recorded(database, query)) == {0, 1, 2, 3}
+    assert integrity(database) == "ok"
+
+
+def test_a_grace_that_was_not_needed_ends_nothing_afterwards(start: Start, tmp_path: Path) -> None:
+    script = SCRIPT.replace("2, backend)", "2, backend, grace=0.5)").replace(
+        "    raise\n", "    time.sleep(1)\n"
+    )
+    driver = start(script, "process_pool", 4)
+    wait_until(lambda: len(_at_work(tmp_path)) == 2)
+    driver.interrupt()
+    assert driver.process.stderr is not None
+    assert driver.process.stderr.readline() == "\n"
+    (tmp_path / "go").touch()
+    assert driver.finish()[:2] == (0, "interrupted\ncomplete\n")
+
+
+def test_workers_that_hold_the_interpreter_are_ended_too(start: Start, tmp_path: Path) -> None:
+    script = SCRIPT.replace(
+        "waiting = ",
+        """
+class Deaf(Filter):
+    def __call__(self, items):
+        import ctypes
+        for item in items:
+            Path(f"reached-{item}").touch()
+            ctypes.PyDLL(None).sleep(3600)
+
+waiting = Deaf() if True else """,
+    )
+    driver = start(script, "process_pool", 0)
+    wait_until(lambda: len(_at_work(tmp_path)) == 2)
+    processes = driver.descendants()
+    driver.interrupt()
+    assert driver.process.stderr is not None
+    assert driver.process.stderr.readline() == "\n"
+    driver.interrupt()
+    assert driver.finish()[0] == -signal.SIGINT
+    wait_for_end(processes)

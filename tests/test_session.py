@@ -37,7 +37,10 @@ from psnc import (
     TrackingDisabledError,
     run_pipeline,
 )
+from psnc.manager import plugin_manager
+from psnc.run import Run
 from psnc.session import Session
+from psnc.worker import WorkerTask
 
 on_every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -539,3 +542,78 @@ def test_two_runs_of_one_configuration_at_once_share_a_database(tmp_path: Path) 
 def test_one_index_in_place_of_a_list_is_refused() -> None:
     with pytest.raises(PipelineError, match=r"indices=3: give a list or a range"):
         run_pipeline(numbers_pipeline(4), indices=3)  # type: ignore[arg-type]
+
+
+# --- batches that take longer than expected ---------------------------------------------------
+
+
+class SlowAfter(Filter[int, int]):
+    """Is instant for the first items and takes its time with all others."""
+
+    def __init__(self, first_slow: int, seconds: float) -> None:
+        self.first_slow = first_slow
+        self.seconds = seconds
+
+    def __call__(self, items: Iterator[int]) -> Iterator[int]:
+        for item in items:
+            if item >= self.first_slow:
+                time.sleep(self.seconds)
+            yield item
+
+
+def handed_back(pipeline: Pipeline[Any], group_ends: frozenset[int] | None) -> list[int]:
+    """Return which of a batch of all indices a worker does before it hands it back."""
+    run = Run(pipeline, plugin_manager())
+    run.open_store(create=True)
+    task = WorkerTask(run, stop_on_error=False, group_ends=group_ends)
+    done = [record.index for record in task(range(len(pipeline))).records]
+    run.close()
+    return done
+
+
+def test_a_batch_that_takes_long_is_handed_back_unfinished() -> None:
+    pipeline = Numbers(60).filter(SlowAfter(20, 0.1)).write(Discard())
+    done = handed_back(pipeline, None)
+    # Two of the slow ones take as long as two batches should.
+    assert done == list(range(len(done)))
+    assert 1 <= len(done) <= 22
+
+
+def test_a_group_is_not_handed_back_half_done() -> None:
+    pipeline = Numbers(60).filter(SlowAfter(0, 0.1)).write(Discard())
+    assert handed_back(pipeline, frozenset(range(3, 60, 4))) == [0, 1, 2, 3]
+
+
+@on_every_backend
+def test_what_was_handed_back_is_done_all_the_same(backend: str, journal: str) -> None:
+    # The first are so fast that all of the slow ones are one batch.
+    pipeline = Journal(300, journal).filter(SlowAfter(270, 0.05)).write(Discard())
+    assert run_pipeline(pipeline, jobs(backend), backend) == out(*range(300))
+    assert sorted(read_journal(journal)) == list(range(300))
+
+
+@on_every_backend
+def test_groups_run_whole_and_in_one_worker_however_long_they_take(backend: str) -> None:
+    pipeline = Pairs(40).filter(SlowAfter(20, 0.05)).write(Discard())
+    assert run_pipeline(pipeline, jobs(backend), backend) == out(*range(40))
+    store = pipeline.__dict__["_run"].store
+    rows = store.read("SELECT idx / 2, count(DISTINCT worker_id) FROM index_results GROUP BY 1")
+    assert {count for _, count in rows[0]} == {1}
+
+
+class CircularError(Filter[int, int]):
+    """Raises errors that are each other's cause."""
+
+    def __call__(self, items: Iterator[int]) -> Iterator[int]:
+        for item in items:
+            first, second = ValueError(f"first {item}"), ValueError("second")
+            first.__cause__, second.__cause__ = second, first
+            raise first
+        yield 0
+
+
+@on_every_backend
+def test_errors_that_are_each_others_cause_do_not_hang_the_run(backend: str) -> None:
+    pipeline = Numbers(3).filter(CircularError()).write(Discard())
+    assert run_pipeline(pipeline, jobs(backend), backend) == [[], [], []]
+    assert pipeline.failed_indices == {i: f"ValueError: first {i}" for i in range(3)}

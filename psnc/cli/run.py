@@ -21,7 +21,13 @@ from psnc.cli.options import (
     plugin_choices,
     plugin_option,
 )
-from psnc.errors import IndexRangeError, PipelineError, PluginError, TooManyFailuresError
+from psnc.errors import (
+    IndexRangeError,
+    PipelineError,
+    PluginError,
+    RunTerminated,
+    TooManyFailuresError,
+)
 from psnc.loading import load_exceptions, load_pipeline
 from psnc.manager import PluginManager, install
 from psnc.options import PluginOption
@@ -162,6 +168,9 @@ def _click_type(kind: type) -> Any:
 )
 @click.option("--timeout", type=float, metavar="SECONDS", help="That an index may take.")
 @click.option("--max-failures", type=int, metavar="N", help="End when so many indices failed.")
+@click.option(
+    "--grace", type=float, metavar="SECONDS", help="For indices at work after Ctrl-C or SIGTERM."
+)
 @plugin_option
 @click.option("--strict-plugins", is_flag=True, help="Fail the run if a plugin's hook raises.")
 @click.option("--no-progress", is_flag=True, help="Show no progress.")
@@ -189,6 +198,7 @@ def run(
     retry_delay: float,
     timeout: float | None,
     max_failures: int | None,
+    grace: float | None,
     plugins: tuple[str, ...],
     strict_plugins: bool,
     no_progress: bool,
@@ -223,13 +233,14 @@ def run(
         policy=RetryPolicy(retries, load_exceptions(retry_on) or Exception, retry_delay),
         timeout=timeout,
         max_failures=max_failures,
+        grace=grace,
         progress=not no_progress,
     )
     try:
         summary = session.run()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RunTerminated) as interruption:
         _say_interrupted(session)
-        sys.exit(130)
+        sys.exit(130 if isinstance(interruption, KeyboardInterrupt) else RunTerminated.exit_code)
     except SystemExit as error:
         _say_interrupted(session)
         # Its code is another program's, and may say that all is done.

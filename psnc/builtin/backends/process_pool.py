@@ -21,9 +21,11 @@ from contextlib import contextmanager
 from multiprocessing import connection
 from multiprocessing.context import ForkProcess, ForkServerProcess, SpawnProcess
 from multiprocessing.process import BaseProcess
-from typing import Any, ClassVar
+from typing import Any
+from weakref import WeakSet
 
 from pebble import ProcessExpired, ProcessPool
+from pebble.common import process_exit
 
 from psnc.backend import Backend
 from psnc.errors import BackendError, WorkerDiedError
@@ -61,11 +63,13 @@ class ProcessPoolBackend(Backend):
 
     def start(self, task: WorkerTask) -> None:
         """Start the processes."""
+        self._task = task
+        self._context = _context(self._start_method)
         self._pool: Any = ProcessPool(
             max_workers=self.n_jobs,
             initializer=_remember_task,
             initargs=(task.to_bytes(),),
-            context=_context(self._start_method),
+            context=self._context,
         )
 
     def submit(self, indices: Sequence[int]) -> Future[BatchResult]:
@@ -84,7 +88,9 @@ class ProcessPoolBackend(Backend):
 
     def stop(self, *, now: bool = False) -> None:
         """End the processes, after their batches or at once."""
+        self._task.stop_requested.dismiss()
         if now:
+            self._context.end_at_once()
             self._pool.stop()
         else:
             self._pool.close()
@@ -134,6 +140,8 @@ _busy = False
 def _remember_task(task_bytes: bytes) -> None:
     global _task_bytes
     _task_bytes = task_bytes
+    signal.signal(signal.SIGTERM, _leave_if_dismissed)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_driver, name="psnc-driver-watch", daemon=True).start()
 
 
@@ -149,6 +157,12 @@ def _run_batch(indices: tuple[int, ...]) -> BatchResult:
     return result
 
 
+def _leave_if_dismissed(signal_number: int, frame: Any) -> None:
+    """Answer the driver's SIGTERM only: one that all processes of a job get is the driver's."""
+    if _task is None or _task.stop_requested.is_dismissed():
+        process_exit(0)
+
+
 def _release() -> None:
     """Take leave in order, unless the process is being ended in the middle of an index."""
     # The pool closes its pipe and then sends SIGTERM, which must not cut this short.
@@ -162,6 +176,8 @@ def _end_with_driver() -> None:
     driver = multiprocessing.parent_process()
     if driver is not None:
         connection.wait([driver.sentinel])
+        if _task is not None:
+            _task.remove_shared_directory()
         os._exit(1)
 
 
@@ -191,12 +207,13 @@ def _hidden_main_module() -> Iterator[None]:
 
 @contextmanager
 def _born_deaf_to_interrupts() -> Iterator[None]:
-    """Have new processes begin with SIGINT blocked, which is the driver's to answer.
+    """Have new processes begin with SIGINT and SIGTERM blocked, which are the driver's to answer.
 
-    The pool has its workers ignore it, but not before they are up; until then a Ctrl-C, which
-    goes to all processes of a terminal, would end them, and the pool with them.
+    Once they are up, workers ignore the one and judge the other. Until then a Ctrl-C, which goes to
+    all processes of a terminal, or a SIGTERM, which a scheduler sends to all processes of a job,
+    would end them, and the pool with them.
     """
-    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
@@ -216,6 +233,11 @@ class _WorkerProcess(BaseProcess):
 
     _found_dead: float | None = None
     _told_to_end = False
+    _ends_at_once = False
+
+    def end_at_once(self) -> None:
+        """Have :meth:`terminate` end the process whatever it is at."""
+        self._ends_at_once = True
 
     @property
     def exitcode(self) -> int | None:
@@ -235,7 +257,11 @@ class _WorkerProcess(BaseProcess):
 
     def terminate(self) -> None:
         self._told_to_end = True
-        super().terminate()
+        if self._ends_at_once:
+            # What it is at may be deaf to anything less.
+            super().kill()
+        else:
+            super().terminate()
 
 
 class _WorkerForkServerProcess(_WorkerProcess, ForkServerProcess):
@@ -252,6 +278,11 @@ class _WorkerForkProcess(_WorkerProcess, ForkProcess):
 
 def _context(start_method: str) -> Any:
     context = multiprocessing.get_context(start_method)
+    process_class = {
+        "forkserver": _WorkerForkServerProcess,
+        "spawn": _WorkerSpawnProcess,
+        "fork": _WorkerForkProcess,
+    }[start_method]
 
     class WorkerContext(type(context)):  # type: ignore[misc]
         # The pool lets go of its locks before its workers have ended; one that is still
@@ -261,15 +292,19 @@ def _context(start_method: str) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self._locks = []
+            self._processes: WeakSet[_WorkerProcess] = WeakSet()
 
         def RLock(self) -> Any:  # noqa: N802
             self._locks.append(super().RLock())
             return self._locks[-1]
 
-        Process: ClassVar[Any] = {
-            "forkserver": _WorkerForkServerProcess,
-            "spawn": _WorkerSpawnProcess,
-            "fork": _WorkerForkProcess,
-        }[start_method]
+        def Process(self, **arguments: Any) -> Any:  # noqa: N802
+            process = process_class(**arguments)
+            self._processes.add(process)
+            return process
+
+        def end_at_once(self) -> None:
+            for process in list(self._processes):
+                process.end_at_once()
 
     return WorkerContext()
