@@ -8,12 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from psnc.atomic import atomic_directory, atomic_write
     from psnc.backend import Backend
     from psnc.config import Config
     from psnc.errors import (
         BackendError,
         ConfigurationError,
         IndexRangeError,
+        OutputError,
         PartitionError,
         PipelineError,
         PluginError,
@@ -65,6 +67,7 @@ _HOMES = {
     "IndexRow": "store",
     "LogRecord": "records",
     "OptionParser": "options",
+    "OutputError": "errors",
     "Param": "stages",
     "PartitionError": "errors",
     "Pipeline": "pipeline",
@@ -91,6 +94,8 @@ _HOMES = {
     "WorkerTask": "worker",
     "activate": "manager",
     "as_source": "sources",
+    "atomic_directory": "atomic",
+    "atomic_write": "atomic",
     "filter": "functions",
     "hookimpl": "hookspecs",
     "hookspec": "hookspecs",
@@ -118,6 +123,7 @@ __all__ = [
     "IndexRow",
     "LogRecord",
     "OptionParser",
+    "OutputError",
     "Param",
     "PartitionError",
     "Pipeline",
@@ -144,6 +150,8 @@ __all__ = [
     "WorkerTask",
     "activate",
     "as_source",
+    "atomic_directory",
+    "atomic_write",
     "hookimpl",
     "hookspec",
     "plugin_manager",

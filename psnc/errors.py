@@ -11,6 +11,7 @@ __all__ = [
     "BackendError",
     "ConfigurationError",
     "IndexRangeError",
+    "OutputError",
     "PartitionError",
     "PipelineError",
     "PluginError",
@@ -47,6 +48,12 @@ class SourceError(PsncError):
 
 class IndexRangeError(PsncError, IndexError):
     """An index lies outside the source."""
+
+
+class OutputError(PsncError, OSError):
+    """A file or directory cannot be written."""
+
+    exit_code = 74
 
 
 class PartitionError(PsncError):

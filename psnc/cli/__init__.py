@@ -118,6 +118,12 @@ def main(arguments: list[str] | None = None) -> None:
         # Whoever read the output has seen enough.
         _give_up_output()
         sys.exit(141)
+    except PsncError as error:
+        if "--debug" in given:
+            _print_traceback()
+        else:
+            click.echo(f"psnc: {_without_passwords(str(error), given)}", err=True)
+        sys.exit(error.exit_code)
     except OSError as error:
         # One that names a file came from elsewhere.
         if error.filename is not None or not _is_output_gone():
@@ -125,12 +131,6 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(70)
         click.echo(f"psnc: cannot write the output ({error.strerror})", err=True)
         sys.exit(74)
-    except PsncError as error:
-        if "--debug" in given:
-            _print_traceback()
-        else:
-            click.echo(f"psnc: {_without_passwords(str(error), given)}", err=True)
-        sys.exit(error.exit_code)
     except Exception:
         _print_traceback()
         sys.exit(70)
