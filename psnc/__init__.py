@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from psnc.execution import IndexContext
     from psnc.functions import filter as filter
     from psnc.functions import sink
+    from psnc.gather import gather_pipeline
     from psnc.hookspecs import hookimpl, hookspec
     from psnc.loops import track
     from psnc.manager import PluginManager, activate, plugin_manager
@@ -97,6 +98,7 @@ _HOMES = {
     "atomic_directory": "atomic",
     "atomic_write": "atomic",
     "filter": "functions",
+    "gather_pipeline": "gather",
     "hookimpl": "hookspecs",
     "hookspec": "hookspecs",
     "plugin_manager": "manager",
@@ -152,6 +154,7 @@ __all__ = [
     "as_source",
     "atomic_directory",
     "atomic_write",
+    "gather_pipeline",
     "hookimpl",
     "hookspec",
     "plugin_manager",

@@ -113,10 +113,8 @@ def atomic_write(
         raise ValueError(f"mode={mode!r}: choose 'wb', or 'w' for text")
     if mode == "wb" and (encoding, newline) != (None, None):
         raise ValueError("encoding and newline are of text: choose mode='w'")
-    target, earlier = _target_of(path)
+    target, earlier = _file_at(path)
     text = {"encoding": encoding or "utf-8", "newline": newline} if mode == "w" else {}
-    if earlier is not None and stat.S_ISDIR(earlier.st_mode):
-        raise OutputError(f"{target} cannot be written: it is a directory")
     if earlier is not None and not stat.S_ISREG(earlier.st_mode):
         with open(target, mode, **text) as file:  # type: ignore[call-overload]
             yield file
@@ -151,7 +149,9 @@ def atomic_path(path: AnyPath) -> Iterator[Path]:
     Path
         Where to write; nothing is there. It ends as ``path`` does, since libraries look at that.
     """
-    target, earlier = _target_of(path)
+    target, earlier = _file_at(path)
+    if earlier is not None and not stat.S_ISREG(earlier.st_mode):
+        raise OutputError(f"{target} cannot be written: it is no file, but a device or a pipe")
     draft = _claimed(target)
     try:
         yield draft.spare
@@ -253,6 +253,13 @@ def _target_of(path: AnyPath) -> tuple[Path, os.stat_result | None]:
         if not os.access(target, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return target, earlier
+
+
+def _file_at(path: AnyPath) -> tuple[Path, os.stat_result | None]:
+    target, earlier = _target_of(path)
+    if earlier is not None and stat.S_ISDIR(earlier.st_mode):
+        raise OutputError(f"{target} cannot be written: it is a directory")
+    return target, earlier
 
 
 def _claimed(target: Path, *, directory: bool = False) -> Draft:

@@ -42,7 +42,7 @@ __all__ = [
     "earlier_record",
     "execute",
     "execute_untracked",
-    "refuse_longer_name",
+    "take_longer_suffix",
 ]
 
 T = TypeVar("T")
@@ -439,18 +439,21 @@ def _flush_atomically(filter: Any, path: Path) -> bool:
     with atomic_path(path) as draft:
         filter.flush(draft)
         if not draft.exists():
-            refuse_longer_name(filter, "flush", draft)
+            suffix = take_longer_suffix(draft)
+            if suffix:
+                raise StageError(
+                    f"{stage_name(filter)}.flush() wrote a file with {suffix!r} added to the name "
+                    f"that it was given: write artifact_suffix = {suffix!r} in the class"
+                )
             return False
     return True
 
 
-def refuse_longer_name(filter: Any, method: str, path: Path) -> None:
-    """Find a file that would be lost, since NumPy ends the names of its files in its own way."""
+def take_longer_suffix(path: Path) -> str | None:
+    """Remove what was written under a longer name, as NumPy does, and return what it added."""
     for suffix in (".npy", ".npz"):
         longer = path.with_name(f"{path.name}{suffix}")
         if longer.exists():
             longer.unlink()
-            raise StageError(
-                f"{stage_name(filter)}.{method}() wrote a file with {suffix!r} added to the name "
-                f"that it was given: write artifact_suffix = {suffix!r} in the class"
-            )
+            return suffix
+    return None

@@ -210,6 +210,12 @@ def test_errors_are_one_line_that_says_where_and_what_to_do(tmp_path: Path) -> N
     loop.symlink_to(loop)
     cases = [
         (atomic_write, directory, "directory cannot be written: it is a directory"),
+        (atomic_path, directory, "directory cannot be written: it is a directory"),
+        (
+            atomic_path,
+            Path("/dev/null"),
+            "/dev/null cannot be written: it is no file, but a device",
+        ),
         (atomic_directory, file, "file cannot be written: it is a file, not a directory"),
         (atomic_write, file / "a", "file/a cannot be written: Not a directory; choose another"),
         (atomic_directory, file / "a", "file/a cannot be written: Not a directory; choose another"),
