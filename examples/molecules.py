@@ -22,7 +22,6 @@ documentation calls its parameters for hydrogen, carbon, nitrogen and oxygen unr
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -35,7 +34,7 @@ from ase.calculators import emt
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.collections import g2
 
-from psnc import Pipeline
+from psnc import Pipeline, atomic_directory
 from psnc_atm import ASELMDBSource, AtomicDataZarrSink
 
 SEED = 20240229
@@ -77,24 +76,18 @@ def output_folder() -> Path:
 def write_dataset(folder: Path, files: int, rows: int) -> None:
     """Write ``files`` databases of ``rows`` molecules each to ``folder``, if it is not there.
 
-    They are written under another name and renamed, so that ``folder`` is either whole or
-    missing, whenever the process is stopped.
+    ``folder`` is either whole or missing, whenever the process is stopped.
     """
     if folder.exists():
         return
     print(f"writing {files} files of {rows} molecules to {folder}", file=sys.stderr)
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.draft")
-    draft.mkdir(parents=True)
     structures = molecules()
-    try:
+    with atomic_directory(folder) as draft:
         for number in range(files):
             path = draft / f"molecules-{number:02}.aselmdb"
             with ase.db.connect(path, type="aselmdb") as database:
                 for molecule, atoms in islice(structures, rows):
                     database.write(atoms, molecule=molecule)
-        draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def molecules() -> Iterator[tuple[str, Atoms]]:

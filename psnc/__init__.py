@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from psnc.atomic import atomic_directory, atomic_write
     from psnc.backend import Backend
     from psnc.config import Config
     from psnc.errors import (
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
         ConfigurationError,
         IndexRangeError,
         IndexTimeoutError,
+        OutputError,
         PartitionError,
         PipelineError,
         PluginError,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from psnc.execution import IndexContext
     from psnc.functions import filter as filter
     from psnc.functions import sink
+    from psnc.gather import gather_pipeline
     from psnc.hookspecs import hookimpl, hookspec
     from psnc.loops import track
     from psnc.manager import PluginManager, activate, plugin_manager
@@ -69,6 +72,7 @@ _HOMES = {
     "IndexRow": "store",
     "LogRecord": "records",
     "OptionParser": "options",
+    "OutputError": "errors",
     "Param": "stages",
     "PartitionError": "errors",
     "Pipeline": "pipeline",
@@ -97,7 +101,10 @@ _HOMES = {
     "WorkerTask": "worker",
     "activate": "manager",
     "as_source": "sources",
+    "atomic_directory": "atomic",
+    "atomic_write": "atomic",
     "filter": "functions",
+    "gather_pipeline": "gather",
     "hookimpl": "hookspecs",
     "hookspec": "hookspecs",
     "plugin_manager": "manager",
@@ -125,6 +132,7 @@ __all__ = [
     "IndexTimeoutError",
     "LogRecord",
     "OptionParser",
+    "OutputError",
     "Param",
     "PartitionError",
     "Pipeline",
@@ -153,6 +161,9 @@ __all__ = [
     "WorkerTask",
     "activate",
     "as_source",
+    "atomic_directory",
+    "atomic_write",
+    "gather_pipeline",
     "hookimpl",
     "hookspec",
     "plugin_manager",

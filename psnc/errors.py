@@ -12,6 +12,7 @@ __all__ = [
     "ConfigurationError",
     "IndexRangeError",
     "IndexTimeoutError",
+    "OutputError",
     "PartitionError",
     "PipelineError",
     "PluginError",
@@ -50,6 +51,12 @@ class SourceError(PsncError):
 
 class IndexRangeError(PsncError, IndexError):
     """An index lies outside the source."""
+
+
+class OutputError(PsncError, OSError):
+    """A file or directory cannot be written."""
+
+    exit_code = 74
 
 
 class PartitionError(PsncError):

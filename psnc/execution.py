@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from attrs import define, evolve, field
 
+from psnc.atomic import atomic_path
 from psnc.errors import StageError
 from psnc.masking import masked
 from psnc.records import (
@@ -35,7 +35,15 @@ if TYPE_CHECKING:
     from psnc.pipeline import Pipeline
     from psnc.run import Run
 
-__all__ = ["IndexContext", "OpenIndex", "chain", "earlier_record", "execute", "execute_untracked"]
+__all__ = [
+    "IndexContext",
+    "OpenIndex",
+    "chain",
+    "earlier_record",
+    "execute",
+    "execute_untracked",
+    "take_longer_suffix",
+]
 
 T = TypeVar("T")
 
@@ -428,26 +436,24 @@ def _flush_stateful(context: IndexContext, clocks: list[_StageClock]) -> list[Ar
 
 
 def _flush_atomically(filter: Any, path: Path) -> bool:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{os.getpid()}-{threading.get_ident()}-{path.name}")
-    try:
-        filter.flush(aside)
-        if not aside.exists():
-            _refuse_longer_name(filter, aside)
+    with atomic_path(path) as draft:
+        filter.flush(draft)
+        if not draft.exists():
+            suffix = take_longer_suffix(draft)
+            if suffix:
+                raise StageError(
+                    f"{stage_name(filter)}.flush() wrote a file with {suffix!r} added to the name "
+                    f"that it was given: write artifact_suffix = {suffix!r} in the class"
+                )
             return False
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
     return True
 
 
-def _refuse_longer_name(filter: Any, path: Path) -> None:
-    """Find a shard that would be lost, since NumPy ends the names of its files in its own way."""
+def take_longer_suffix(path: Path) -> str | None:
+    """Remove what was written under a longer name, as NumPy does, and return what it added."""
     for suffix in (".npy", ".npz"):
         longer = path.with_name(f"{path.name}{suffix}")
         if longer.exists():
             longer.unlink()
-            raise StageError(
-                f"{stage_name(filter)}.flush() wrote a file with {suffix!r} added to the name that "
-                f"it was given: write artifact_suffix = {suffix!r} in the class"
-            )
+            return suffix
+    return None

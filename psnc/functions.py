@@ -180,10 +180,12 @@ def sink(function: Callable[..., Any] | None = None, /) -> Any:
 
     Examples
     --------
+    >>> from psnc import atomic_write
     >>> @sink
     ... def write_text(items: Iterator[str], index: int, directory: str) -> Path:
     ...     path = Path(directory, f"{index}.txt")
-    ...     path.write_text("".join(items))
+    ...     with atomic_write(path, "w") as file:
+    ...         file.writelines(items)
     ...     return path
     >>> write_text("out")
     write_text(directory='out')

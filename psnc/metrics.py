@@ -6,12 +6,12 @@ import csv
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import attrs
 from attrs import frozen
 
+from psnc.atomic import atomic_write
 from psnc.store import CheckpointStore, IndexRow, StageTotal
 
 __all__ = ["IndexMetrics", "PipelineMetrics", "StageMetrics"]
@@ -124,14 +124,15 @@ class PipelineMetrics:
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write ``{"summary": …, "indices": […]}``."""
         content = {"summary": self.summary(), "indices": [attrs.asdict(each) for each in self]}
-        Path(path).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        with atomic_write(path, "w") as file:
+            file.write(json.dumps(content, indent=1) + "\n")
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write one line an index; the stages' times in columns ``{order}_{name}_wall_time_ns``."""
         fields = [field.name for field in attrs.fields(IndexMetrics) if field.name != "stages"]
         stages = {row[1]: f"{row[1]}_{row[2]}_wall_time_ns" for row in self._store.stage_rows()}
         stages = dict(sorted(stages.items()))
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
+        with atomic_write(path, "w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow([*fields, *stages.values()])
             for each in self:

@@ -323,6 +323,18 @@ class Pipeline(Generic[T]):
 
     def artifact_path(self, order: int, filter: Stage, index: int) -> Path:
         """Path of the file to which a stateful filter flushes one index."""
+        directory = self._filters_directory(".artifacts") / f"{order}-{stage_name(filter)}"
+        return directory / f"{index}{getattr(filter, 'artifact_suffix', '')}"
+
+    def gathered_path(self, order: int, filter: Stage) -> Path:
+        """Path of the file for all completed indices of a stateful filter that names none.
+
+        It lies with the latest run, which may have been given another ``resume`` or ``db_dir``.
+        """
+        name = f"{order}-{stage_name(filter)}{getattr(filter, 'artifact_suffix', '')}"
+        return self._latest._filters_directory(".gathered") / name
+
+    def _filters_directory(self, suffix: str) -> Path:
         url = self.configured_store_url
         if "://" in url:
             place = self._place_without_suffix()
@@ -332,12 +344,7 @@ class Pipeline(Generic[T]):
         else:
             place = self.configured_db_path
         # The hash, since a database may hold several configurations.
-        directory = place.with_suffix(".artifacts") / self.config_hash[:16]
-        return (
-            directory
-            / f"{order}-{stage_name(filter)}"
-            / f"{index}{getattr(filter, 'artifact_suffix', '')}"
-        )
+        return place.with_suffix(suffix) / self.config_hash[:16]
 
     def __getstate__(self) -> dict[str, Any]:
         """Carry along what a copy needs to record to the same place, with the same plugins."""
@@ -356,16 +363,16 @@ class Pipeline(Generic[T]):
     @property
     def completed_indices(self) -> set[int]:
         """Successfully completed indices."""
-        return self._store("completed_indices").completed_indices()
+        return self.require_store("completed_indices").completed_indices()
 
     @property
     def failed_indices(self) -> dict[int, str]:
         """Failed indices with their error messages."""
-        return self._store("failed_indices").failed_indices()
+        return self.require_store("failed_indices").failed_indices()
 
     def remaining_indices(self) -> list[int]:
         """Return the indices neither completed nor failed, sorted."""
-        store = self._store("remaining_indices()")
+        store = self.require_store("remaining_indices()")
         ended = store.completed_indices() | store.failed_indices().keys()
         return [index for index in range(len(self.source)) if index not in ended]
 
@@ -381,7 +388,7 @@ class Pipeline(Generic[T]):
             each invocation, summed), ``workers`` (ever registered), ``config_hash``, ``db_path``.
         """
         total = len(self.source)
-        counts = self._store("summary()").counts(total)
+        counts = self.require_store("summary()").counts(total)
         average = counts.wall_time_ns / counts.completed / 1e6 if counts.completed else 0.0
         return {
             "total": total,
@@ -401,20 +408,20 @@ class Pipeline(Generic[T]):
         """Timing and memory, by run, index and stage."""
         from psnc.metrics import PipelineMetrics
 
-        return PipelineMetrics(self._store("metrics"), self.summary())
+        return PipelineMetrics(self.require_store("metrics"), self.summary())
 
     @property
     def active_workers(self) -> list[dict[str, Any]]:
         """Workers registered for this pipeline, one dictionary a worker."""
-        return self._store("active_workers").workers()
+        return self.require_store("active_workers").workers()
 
     def index_for_path(self, path: str | os.PathLike[str]) -> int | None:
         """Return the lowest index that produced an output path, ``None`` if none did."""
-        return self._store("index_for_path()").index_for_path(os.fspath(path))
+        return self.require_store("index_for_path()").index_for_path(os.fspath(path))
 
     def output_paths_for_index(self, index: int) -> list[str]:
         """Return the recorded output paths of one index; empty if it has none."""
-        return self._store("output_paths_for_index()").output_paths(self._normal(index))
+        return self.require_store("output_paths_for_index()").output_paths(self._normal(index))
 
     def filter_artifacts_for_index(self, index: int) -> list[Mapping[str, Any]]:
         """Return the files that filters produced for one index.
@@ -425,24 +432,31 @@ class Pipeline(Generic[T]):
             Each with ``path``, ``filter_name`` and ``filter_order``.
         """
         index = self._normal(index)
-        return self._store("filter_artifacts_for_index()").artifacts(index).get(index, [])
+        return self.require_store("filter_artifacts_for_index()").artifacts(index).get(index, [])
 
     def all_filter_artifacts(self) -> dict[int, list[Mapping[str, Any]]]:
         """Return the files that filters produced, by index."""
-        return self._store("all_filter_artifacts()").artifacts()
+        return self.require_store("all_filter_artifacts()").artifacts()
 
     def reset(self) -> None:
         """Forget every recorded index, so that all run again."""
-        self._store("reset()").reset()
+        self.require_store("reset()").reset()
 
     def reset_index(self, index: int) -> None:
         """Forget one index, so that it runs again."""
-        self._store("reset_index()").reset_index(self._normal(index))
+        self.require_store("reset_index()").reset_index(self._normal(index))
 
     def _normal(self, index: int) -> int:
         return self.normalise(index, len(self.source))
 
-    def _store(self, asked: str) -> CheckpointStore:
+    def require_store(self, asked: str) -> CheckpointStore:
+        """Return the store, with all that was recorded in it, or say what asked for it in vain.
+
+        Raises
+        ------
+        TrackingDisabledError
+            If nothing is recorded.
+        """
         self._require_tracking(asked)
         store = run_of(self).store
         if store is None:

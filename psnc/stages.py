@@ -205,7 +205,9 @@ class StatefulFilter(Protocol):
     """A filter that accumulates: statistics, a vocabulary, a histogram.
 
     Each index runs on a fresh copy of the filter as it was constructed, so that an index that
-    fails or is retried leaves nothing behind in another's state.
+    fails or is retried leaves nothing behind in another's state. :func:`psnc.gather_pipeline` puts
+    together what the completed indices flushed, in the file that the filter has as its ``output``,
+    if it has such an attribute or argument.
     """
 
     def flush(self, path: Path) -> None:

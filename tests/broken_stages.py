@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from psnc import Filter, Param, Sink, Source
+from psnc import Filter, Param, Sink, Source, atomic_write
 
 Items = Iterator[Any]
 
@@ -423,7 +423,7 @@ class WritesNoMerge(Adding):
 
 
 class Writing(Sink[Any]):
-    """Keeps the rules: a file an index, written aside and renamed; the others change one thing."""
+    """Keeps the rules: a file an index, there whole or not at all; the others change one thing."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -432,11 +432,9 @@ class Writing(Sink[Any]):
         return self.write(self.directory / f"{index}.txt", items)
 
     def write(self, path: Path, items: Items) -> Any:
-        draft = path.with_suffix(".draft")
-        with draft.open("w") as file:
+        with atomic_write(path, "w") as file:
             for item in items:
                 print(item, file=file, flush=True)
-        os.replace(draft, path)
         return [path]
 
 

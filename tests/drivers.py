@@ -96,6 +96,22 @@ def start(tmp_path: Path) -> Iterator[Start]:
         driver.clean_up()
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, with room for part of the records."""
+    directory = tmp_path / "small"
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(directory)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount command here")
+    if mounted.returncode:
+        pytest.skip(f"mounting a file system is not permitted here: {mounted.stderr.strip()}")
+    yield directory
+    subprocess.run(["umount", "-l", str(directory)], check=True)
+
+
 def wait_for_end(processes: Sequence[psutil.Process], timeout_s: float = 15.0) -> None:
     """Return once none of the processes runs any more."""
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from psnc import Filter, Pipeline, Sink, Source
+from psnc import Filter, Pipeline, Sink, Source, atomic_write
 
 TESTS_PATH = Path(__file__).parent
 
@@ -164,9 +164,9 @@ class WriteText(Sink[Any]):
         self.output_dir = output_dir
 
     def __call__(self, items: Iterator[Any], index: int) -> list[str]:
-        os.makedirs(self.output_dir, exist_ok=True)
         path = f"{self.output_dir}/{index}.txt"
-        Path(path).write_text("".join(f"{item}\n" for item in items), encoding="utf-8")
+        with atomic_write(path, "w") as file:
+            file.writelines(f"{item}\n" for item in items)
         return [path]
 
 

@@ -607,12 +607,18 @@ def test_another_suffix_is_refused(name: str) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_named() -> None:
-    with pytest.raises(PipelineError, match=r"no/saved.toml is not written: No such file"):
-        chain().save("no/saved.toml")
     os.mkdir("directory.toml")
-    with pytest.raises(PipelineError, match=r"directory.toml is not written: Is a directory"):
+    with pytest.raises(PipelineError, match=r"directory.toml cannot be written: it is a directory"):
         chain().save("directory.toml")
-    assert os.listdir() == ["directory.toml"]
+    Path("file").touch()
+    with pytest.raises(PipelineError, match=r"file/saved.toml cannot be written: Not a directory"):
+        chain().save("file/saved.toml")
+    assert sorted(os.listdir()) == ["directory.toml", "file"]
+
+
+def test_missing_directories_are_made() -> None:
+    chain().save("a/b/saved.toml")
+    assert os.listdir("a/b") == ["saved.toml"]
 
 
 def test_a_file_name_that_is_not_unicode_is_kept_except_in_toml() -> None:

@@ -28,12 +28,11 @@ def where(rows, column: str, value: str):
 
 @psnc.sink
 def json_lines(rows, index, output_dir: str):
-    """Write each index to a file of JSON lines, under another name until it is whole."""
+    """Write each index to a file of JSON lines."""
     path = Path(output_dir, f"{index}.jsonl")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".draft")
-    draft.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return draft.replace(path)
+    with psnc.atomic_write(path, "w") as file:
+        file.writelines(f"{json.dumps(row)}\n" for row in rows)
+    return path
 
 
 class Profiled(psnc.Backend):

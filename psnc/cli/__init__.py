@@ -20,6 +20,7 @@ __all__ = ["main"]
 
 _COMMANDS = {
     "run": ("psnc.cli.run", "Run a pipeline."),
+    "gather": ("psnc.cli.gather", "Put together what filters added up."),
     "status": ("psnc.cli.database", "Say how far the runs in a database are."),
     "errors": ("psnc.cli.database", "List the indices that failed, and why."),
     "reset": ("psnc.cli.database", "Forget what is recorded, so that it runs again."),
@@ -118,6 +119,12 @@ def main(arguments: list[str] | None = None) -> None:
         # Whoever read the output has seen enough.
         _give_up_output()
         sys.exit(141)
+    except PsncError as error:
+        if "--debug" in given:
+            _print_traceback()
+        else:
+            click.echo(f"psnc: {_without_passwords(str(error), given)}", err=True)
+        sys.exit(error.exit_code)
     except OSError as error:
         # One that names a file came from elsewhere.
         if error.filename is not None or not _is_output_gone():
@@ -125,12 +132,6 @@ def main(arguments: list[str] | None = None) -> None:
             sys.exit(70)
         click.echo(f"psnc: cannot write the output ({error.strerror})", err=True)
         sys.exit(74)
-    except PsncError as error:
-        if "--debug" in given:
-            _print_traceback()
-        else:
-            click.echo(f"psnc: {_without_passwords(str(error), given)}", err=True)
-        sys.exit(error.exit_code)
     except Exception:
         _print_traceback()
         sys.exit(70)

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import attrs
 import click
 
+from psnc.cli.gather import say_gathered
 from psnc.cli.options import (
     debug_option,
     group_plugins,
@@ -21,6 +21,7 @@ from psnc.cli.options import (
     plugin_choices,
     plugin_option,
 )
+from psnc.cli.places import at_place, recorded, refuse_several_places
 from psnc.errors import (
     IndexRangeError,
     PipelineError,
@@ -28,6 +29,7 @@ from psnc.errors import (
     RunTerminated,
     TooManyFailuresError,
 )
+from psnc.gather import gather, require_gatherable
 from psnc.loading import load_exceptions, load_pipeline
 from psnc.manager import PluginManager, install
 from psnc.options import PluginOption
@@ -35,7 +37,7 @@ from psnc.pipeline import Pipeline
 from psnc.records import RunSummary
 from psnc.retries import RetryPolicy
 from psnc.session import Session
-from psnc.store import CheckpointStore, open_store, shown_url
+from psnc.store import CheckpointStore, shown_url
 
 __all__ = ["run"]
 
@@ -171,6 +173,7 @@ def _click_type(kind: type) -> Any:
 @click.option(
     "--grace", type=float, metavar="SECONDS", help="For indices at work after Ctrl-C or SIGTERM."
 )
+@click.option("--no-gather", is_flag=True, help="Leave what filters added up where it is.")
 @plugin_option
 @click.option("--strict-plugins", is_flag=True, help="Fail the run if a plugin's hook raises.")
 @click.option("--no-progress", is_flag=True, help="Show no progress.")
@@ -199,6 +202,7 @@ def run(
     timeout: float | None,
     max_failures: int | None,
     grace: float | None,
+    no_gather: bool,
     plugins: tuple[str, ...],
     strict_plugins: bool,
     no_progress: bool,
@@ -214,12 +218,12 @@ def run(
     given = {name.removeprefix("plugin_option_"): value for name, value in plugin_options.items()}
     manager.configure({name: value for name, value in given.items() if value != ()}, **settings)
     install(manager)
-    _refuse_several_places(db_dir=db_dir, db_file=db_file, store=store)
-    pipeline = load_pipeline(target)
-    if db_file is not None:
-        pipeline = attrs.evolve(pipeline, db_file=db_file, store=None)
-    if store is not None:
-        pipeline = attrs.evolve(pipeline, store=store, db_file=None)
+    refuse_several_places(db_dir=db_dir, db_file=db_file, store=store)
+    pipeline = at_place(load_pipeline(target), db_file, store)
+    gathers = not no_gather and pipeline.track_metrics and pipeline.has_state
+    if gathers:
+        # Before hours are spent on what could not be put together then.
+        require_gatherable(pipeline)
     chosen = None if indices is None else _expanded(indices, len(pipeline))
     if retry_failed:
         pipeline, chosen = _only_failed(pipeline, db_dir, chosen)
@@ -253,13 +257,9 @@ def run(
             _say_done(session.summary, session.run_state.store)
         raise
     _say_done(summary, session.run_state.store)
+    if gathers and session.run_state.store is not None:
+        say_gathered(gather(session.pipeline))
     sys.exit(1 if summary.failed else 0)
-
-
-def _refuse_several_places(**places: str | None) -> None:
-    given = [f"--{name.replace('_', '-')}" for name, value in places.items() if value is not None]
-    if len(given) > 1:
-        raise click.UsageError(f"{' and '.join(given)}: give one of them")
 
 
 def _expanded(ranges: list[range], total: int) -> list[int]:
@@ -275,36 +275,11 @@ def _expanded(ranges: list[range], total: int) -> list[int]:
 def _only_failed(
     pipeline: Pipeline[Any], db_dir: str | None, indices: list[int] | None
 ) -> tuple[Pipeline[Any], list[int]]:
-    overrides: dict[str, Any] = {"resume": True}
-    if db_dir is not None:
-        overrides |= {"db_dir": db_dir, "db_file": None, "store": None}
-    pipeline = attrs.evolve(pipeline, **overrides)
-    if not pipeline.track_metrics or not _is_recorded(pipeline):
-        raise PipelineError(
-            f"--retry-failed: nothing is recorded of this pipeline at {_place(pipeline)}: run it "
-            "with --resume first, or name its database with --db-file"
-        )
+    pipeline = recorded(pipeline, db_dir, "--retry-failed")
     failed = pipeline.failed_indices
     if indices is None:
         return pipeline, list(failed)
     return pipeline, [index for index in indices if index in failed]
-
-
-def _place(pipeline: Pipeline[Any]) -> str:
-    return shown_url(pipeline.store_url) if pipeline.track_metrics else "any place"
-
-
-def _is_recorded(pipeline: Pipeline[Any]) -> bool:
-    url = pipeline.configured_store_url
-    if "://" not in url:
-        return Path(url).exists()
-    store = open_store(url)
-    if store is None:
-        return False
-    try:
-        return any(row.config_hash == pipeline.config_hash for row in store.runs())
-    finally:
-        store.close()
 
 
 def _say_done(summary: RunSummary, store: CheckpointStore | None) -> None:

@@ -7,11 +7,11 @@ the constructors of the named stages; nothing else in a file makes anything run.
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 from typing import Any
 
-from psnc.errors import ConfigurationError, PipelineError
+from psnc.atomic import atomic_write
+from psnc.errors import ConfigurationError, OutputError, PipelineError
 from psnc.pipeline import Pipeline
 from psnc.pipeline_files.faults import Faults, item_place, shown
 from psnc.pipeline_files.plain_text import (
@@ -82,9 +82,10 @@ def save(pipeline: Pipeline[Any], path: str | os.PathLike[str]) -> None:
     if writer.faults:
         raise ConfigurationError(writer.faults.report(heading))
     try:
-        _replace(path, content)
-    except OSError as error:
-        raise PipelineError(f"{heading}: {error.strerror}") from error
+        with atomic_write(path) as file:
+            file.write(content)
+    except OutputError as error:
+        raise PipelineError(str(error)) from error
 
 
 def _constructed(cls: type[Stage], /, *args: Any, **kwargs: Any) -> Stage:
@@ -129,18 +130,3 @@ def _compare(stage: Stage, read: Stage, place: str, faults: Faults) -> None:
             if name in secret_arguments(stage):
                 values = "the secret would be another when it is read"
             faults.add(item_place(place, name), f"{stage_name(stage)}({name}=…): {values}")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that whoever opens it finds the old content or the new, and whole."""
-    # Through a link, which stays one.
-    target = Path(os.path.realpath(path))
-    aside = target.with_name(f".{os.getpid()}-{threading.get_ident()}-{target.name}")
-    try:
-        with open(aside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)

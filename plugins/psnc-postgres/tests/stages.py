@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,25 @@ class WaitFor(Filter[int, int]):
                 Path(self.directory, "reached").touch()
                 wait_until(Path(self.directory, "go").exists)
             yield item
+
+
+class Total(Filter[int, int]):
+    """Adds the numbers up."""
+
+    def __init__(self, output: str) -> None:
+        self.output = output
+        self.total = 0
+
+    def __call__(self, items: Iterator[int]) -> Iterator[int]:
+        for item in items:
+            self.total += item
+            yield item
+
+    def flush(self, path: Path) -> None:
+        path.write_text(str(self.total))
+
+    def merge(self, shards: Sequence[Path], output: Path) -> None:
+        output.write_text(" + ".join(shard.read_text() for shard in shards))
 
 
 class Discard(Sink[Any]):
