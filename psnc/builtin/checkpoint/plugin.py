@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from psnc import hookimpl
 
 if TYPE_CHECKING:
+    import click
+
     from psnc import CheckpointStore, IndexContext, IndexRecord, Run
 
 
@@ -26,6 +28,15 @@ def psnc_open_store(url: str, run: Run | None, create: bool) -> CheckpointStore 
 
     config = run.plugins.config if run is not None else Config()
     return SQLiteStore(Path(url), create=create, config=config)
+
+
+@hookimpl
+def psnc_add_commands(cli: click.Group) -> None:
+    """Add what looks into SQLite files, mends and merges them."""
+    from psnc.builtin.checkpoint.commands import COMMANDS
+
+    for command in COMMANDS:
+        cli.add_command(command)
 
 
 @hookimpl(trylast=True)

@@ -15,6 +15,8 @@ from psnc.builtin.checkpoint.connection import (
     raise_store_error,
     refuse_other_databases,
 )
+from psnc.builtin.checkpoint.schema import add_missing_columns
+from psnc.builtin.checkpoint.verified import VerifiedStore
 from psnc.builtin.checkpoint.writer import (
     Transaction,
     roll_back,
@@ -24,7 +26,7 @@ from psnc.builtin.checkpoint.writer import (
 from psnc.config import Config
 from psnc.group_commit import WorkerRow
 from psnc.records import IndexRecord, utc_timestamp
-from psnc.sql_store import SQLStore, Statement
+from psnc.sql_store import Statement
 
 if TYPE_CHECKING:
     from psnc.run import Run
@@ -47,7 +49,7 @@ class _ThreadConnection:
         self.connection.close()
 
 
-class SQLiteStore(SQLStore):
+class SQLiteStore(VerifiedStore):
     """Records to the SQLite database at ``path``; one connection a process and thread.
 
     Parameters
@@ -157,6 +159,9 @@ class SQLiteStore(SQLStore):
 
     def _attach(self, run: Run) -> None:
         connection = self._connection()
+        with Transaction(connection):
+            add_missing_columns(connection)
+        self.refuse_damaged_runs()
         find = "SELECT run_id, total_indices FROM pipeline_runs WHERE config_hash = ?"
         row = connection.execute(find, (run.config_hash,)).fetchone()
         if row is None:

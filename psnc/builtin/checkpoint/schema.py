@@ -1,0 +1,100 @@
+"""The tables of a checkpoint database, and how one of an earlier psnc gets the columns it lacks."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from functools import cache
+from importlib import resources
+
+from attrs import frozen
+
+__all__ = [
+    "APPLICATION_ID",
+    "SCHEMA_VERSION",
+    "TABLES",
+    "Column",
+    "add_missing_columns",
+    "columns_of",
+    "create_tables",
+    "schema_columns",
+    "table_columns",
+]
+
+APPLICATION_ID = 0x70736E63  # "psnc"
+SCHEMA_VERSION = 1
+
+TABLES = (
+    "pipeline_runs",
+    "index_results",
+    "stage_metrics",
+    "output_files",
+    "filter_artifacts",
+    "logs",
+    "workers",
+)
+
+
+@frozen
+class Column:
+    """One column: its name, its type, whether it takes NULL, its place in the primary key or 0."""
+
+    name: str
+    type: str
+    nullable: bool
+    key_place: int
+
+
+def create_tables(connection: sqlite3.Connection) -> None:
+    """Make the tables of this version, and mark the database as psnc's."""
+    for statement in _statements():
+        connection.execute(statement)
+    connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+
+def _statements() -> Iterator[str]:
+    text = resources.files(__package__).joinpath("schema.sql").read_text(encoding="utf-8")
+    pending = ""
+    for line in text.splitlines():
+        pending += line.partition("--")[0].rstrip() + "\n"
+        if sqlite3.complete_statement(pending):
+            yield pending
+            pending = ""
+
+
+@cache
+def schema_columns() -> dict[str, tuple[Column, ...]]:
+    """Return the columns of each table as this version makes it."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        create_tables(connection)
+        return {table: _columns(connection, table) for table in TABLES}
+
+
+def table_columns(table: str) -> tuple[str, ...]:
+    """Return the names of the columns that this version gives a table, in order."""
+    return tuple(column.name for column in schema_columns()[table])
+
+
+def columns_of(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
+    """Return the names of the columns that a table has in a database, in order."""
+    return tuple(column.name for column in _columns(connection, table))
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> tuple[Column, ...]:
+    query = 'SELECT name, type, "notnull", pk FROM pragma_table_info(?)'
+    rows = connection.execute(query, (table,)).fetchall()
+    return tuple(Column(row[0], row[1], not (row[2] or row[3]), row[3]) for row in rows)
+
+
+def add_missing_columns(connection: sqlite3.Connection) -> None:
+    """Give an earlier psnc's tables the columns that came later; call it within a transaction.
+
+    All of them take NULL, so that the earlier psnc goes on to write its rows.
+    """
+    for table, columns in schema_columns().items():
+        there = columns_of(connection, table)
+        for column in columns:
+            if there and column.name not in there and column.nullable:
+                connection.execute(f"ALTER TABLE {table} ADD COLUMN {column.name} {column.type}")
