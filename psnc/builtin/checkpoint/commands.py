@@ -41,6 +41,39 @@ def check(database: str, as_json: bool) -> None:
     sys.exit(1 if findings else 0)
 
 
+@click.command()
+@click.argument("database", metavar="DB")
+@click.option(
+    "-o", "--output", metavar="NEW.db", help="The new file.  [default: DB with .recovered]"
+)
+@_json_option
+@debug_option
+def recover(database: str, output: str | None, as_json: bool) -> None:
+    """Salvage what is whole into a new file, and leave the database as it is.
+
+    What does not come across runs again.
+    """
+    import attrs
+
+    from psnc.builtin.checkpoint.recover import recover as salvage
+
+    path = _sqlite_file(database)
+    new = _sqlite_file(output) if output else path.with_suffix(f".recovered{path.suffix}")
+    found = salvage(path, new)
+    if as_json:
+        click.echo(json.dumps({"output": str(new), **attrs.asdict(found)}, indent=1))
+        return
+    click.echo(found.line)
+    for table, kept in found.kept.items():
+        dropped = found.dropped[table]
+        click.echo(f"  {table}: {kept} rows" + (f", {dropped} left behind" if dropped else ""))
+    for reason, count in found.reasons.items():
+        click.echo(f"  left behind: {count} indices {reason}")
+    if found.unknown_pages:
+        click.echo(f"  left alone: {found.unknown_pages} pages whose rows may have been deleted")
+    click.echo(f"database {new}")
+
+
 def _sqlite_file(database: str) -> Path:
     """Return the path of a database, and refuse the URL of another store."""
     if "://" in database:
@@ -48,4 +81,4 @@ def _sqlite_file(database: str) -> Path:
     return Path(database)
 
 
-COMMANDS = (check,)
+COMMANDS = (check, recover)

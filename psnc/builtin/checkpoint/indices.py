@@ -17,6 +17,7 @@ from psnc.builtin.checkpoint.schema import columns_of, table_columns
 from psnc.builtin.checkpoint.writer import roll_back, storable_text
 
 __all__ = [
+    "FIGURES",
     "KnownRun",
     "Problem",
     "StoredIndex",
@@ -26,6 +27,16 @@ __all__ = [
     "snapshot",
     "stored_indices",
 ]
+
+# The columns of a result that are covered by its second checksum.
+FIGURES = (
+    "completed_at",
+    "wall_time_ns",
+    "peak_memory_bytes",
+    "gpu_memory_bytes",
+    "worker_id",
+    "measurements",
+)
 
 # The columns that make up a row besides its index, in the order of the primary key.
 _DETAILS = {
@@ -229,7 +240,7 @@ def _problem_of_details(
     stored: StoredIndex, result: Mapping[str, Any], run: KnownRun
 ) -> Problem | None:
     if result["details_checksum"] is not None:
-        figures = [result[name] for name in _FIGURES]
+        figures = [result[name] for name in FIGURES]
         details = (stored.stages, stored.outputs, stored.artifacts)
         if result["details_checksum"] != details_checksum(
             stored.run_id, stored.idx, figures, *details
@@ -241,16 +252,6 @@ def _problem_of_details(
     if counted and [row[0] for row in stored.stages] != list(range(run.stages or 0)):
         return Problem.STAGES
     return None
-
-
-_FIGURES = (
-    "completed_at",
-    "wall_time_ns",
-    "peak_memory_bytes",
-    "gpu_memory_bytes",
-    "worker_id",
-    "measurements",
-)
 
 
 def _parsed(text: Any) -> Any:

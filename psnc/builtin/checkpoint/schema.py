@@ -14,8 +14,10 @@ __all__ = [
     "APPLICATION_ID",
     "SCHEMA_VERSION",
     "TABLES",
+    "WITHOUT_ROWID",
     "Column",
     "add_missing_columns",
+    "columns_from",
     "columns_of",
     "create_tables",
     "schema_columns",
@@ -34,6 +36,9 @@ TABLES = (
     "logs",
     "workers",
 )
+
+# Their rows have no numbers, and are stored by key.
+WITHOUT_ROWID = ("index_results", "stage_metrics")
 
 
 @frozen
@@ -75,6 +80,16 @@ def schema_columns() -> dict[str, tuple[Column, ...]]:
 def table_columns(table: str) -> tuple[str, ...]:
     """Return the names of the columns that this version gives a table, in order."""
     return tuple(column.name for column in schema_columns()[table])
+
+
+def columns_from(statement: str, table: str) -> tuple[Column, ...]:
+    """Return the columns of a table that a statement makes; none if it makes no such table."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        try:
+            connection.execute(statement)
+        except (sqlite3.Error, sqlite3.Warning, TypeError):
+            return ()
+        return _columns(connection, table)
 
 
 def columns_of(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
