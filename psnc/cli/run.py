@@ -144,6 +144,7 @@ def _click_type(kind: type) -> Any:
     "--db-file", type=click.Path(dir_okay=False), help="Record to, and resume from, this."
 )
 @click.option("--store", metavar="URL", help="Record to this store, such as postgresql://host/db.")
+@click.option("--recover", is_flag=True, help="Salvage the database first if it is damaged.")
 @click.option("--indices", type=IndexRanges(), help="Only these, such as 0-99,200.")
 @click.option("--retry-failed", is_flag=True, help="Only what failed before; implies --resume.")
 @plugin_option
@@ -166,6 +167,7 @@ def run(
     db_dir: str | None,
     db_file: str | None,
     store: str | None,
+    recover: bool,
     indices: list[range] | None,
     retry_failed: bool,
     plugins: tuple[str, ...],
@@ -180,6 +182,8 @@ def run(
         settings["log_level"] = logging.getLevelNamesMapping()[log_level.upper()]
     if strict_plugins:
         settings["strict_plugins"] = True
+    if recover:
+        settings["recover"] = True
     given = {name.removeprefix("plugin_option_"): value for name, value in plugin_options.items()}
     manager.configure({name: value for name, value in given.items() if value != ()}, **settings)
     install(manager)

@@ -6,6 +6,7 @@ SQLite is the store for plain paths. A plugin that opens another for its own URL
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +28,19 @@ def psnc_open_store(url: str, run: Run | None, create: bool) -> CheckpointStore 
     from psnc.builtin.checkpoint.store import SQLiteStore
 
     config = run.plugins.config if run is not None else Config()
+    if config.recover and create:
+        _recover(Path(url))
     return SQLiteStore(Path(url), create=create, config=config)
+
+
+def _recover(path: Path) -> None:
+    """Salvage a damaged database, unless this process is at work on it."""
+    from psnc.builtin.checkpoint.set_aside import recover_in_place
+    from psnc.builtin.checkpoint.store import is_open_here
+
+    done = None if is_open_here(path) else recover_in_place(path)
+    if done is not None:
+        print(f"psnc: {done}", file=sys.stderr)
 
 
 @hookimpl

@@ -31,7 +31,7 @@ from psnc.sql_store import Statement
 if TYPE_CHECKING:
     from psnc.run import Run
 
-__all__ = ["SQLiteStore"]
+__all__ = ["SQLiteStore", "is_open_here"]
 
 
 class _ThreadConnection:
@@ -76,6 +76,7 @@ class SQLiteStore(VerifiedStore):
         self._in_doubt = False
         refuse_other_databases(path)
         super().__init__(config.durability)
+        _stores.add(self)
         with self.gate:
             self._new_connection(create=create)
 
@@ -134,6 +135,11 @@ class SQLiteStore(VerifiedStore):
     # --- the machinery ------------------------------------------------------------------------
 
     @property
+    def is_open(self) -> bool:
+        """Whether it has any connection."""
+        return any(not each.closed for each in list(self._connections))
+
+    @property
     def place(self) -> str:
         """The database file."""
         return str(self.path)
@@ -173,6 +179,14 @@ class SQLiteStore(VerifiedStore):
             update = "UPDATE pipeline_runs SET total_indices = ? WHERE run_id = ?"
             connection.execute(update, (run.total_indices, run_id))
         self._run_id = run_id
+
+
+_stores: WeakSet[SQLiteStore] = WeakSet()
+
+
+def is_open_here(path: Path) -> bool:
+    """Tell whether a store of this process has a database open."""
+    return any(store.path == path and store.is_open for store in list(_stores))
 
 
 def _in_sqlite(text: str, arguments: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:

@@ -1,0 +1,101 @@
+"""Set a damaged database aside under a new name, and put what is whole of it in its place."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from psnc.builtin.checkpoint.check import check
+from psnc.builtin.checkpoint.identity import remains
+from psnc.builtin.checkpoint.recover import in_use, recover
+from psnc.errors import StoreError
+
+__all__ = ["recover_in_place"]
+
+
+def recover_in_place(path: Path) -> str | None:
+    """Replace a damaged database by what can be salvaged of it.
+
+    Whatever happens on the way, what is damaged keeps a name, and so does a database.
+
+    Returns
+    -------
+    str or None
+        What was done, in one line; ``None`` if nothing was wrong.
+
+    Raises
+    ------
+    StoreError
+        If the file is another program's or a newer psnc's, is in use, or nothing of it can be read.
+    """
+    if not path.exists() and not any(True for _ in remains(path)):
+        return None
+    with _alone(path):
+        # Whoever waited for another finds that one's work.
+        findings = check(path)
+        if not findings:
+            return None
+        if in_use(path):
+            raise StoreError(
+                f"{path} is damaged ({findings[0].message}), and another process has it open: end "
+                "that first"
+            )
+        new = path.with_name(f".{path.name}-{os.getpid()}.recovered")
+        try:
+            found = recover(path, new)
+            aside = _give_second_name(path)
+            # What waits in a log is the old database's, and would be written into the new one.
+            for ending in ("-wal", "-shm", "-journal"):
+                path.with_name(path.name + ending).unlink(missing_ok=True)
+            os.replace(new, path)
+        finally:
+            new.unlink(missing_ok=True)
+    return f"{path} was damaged ({findings[0].message}) and is now {aside}: {found.line}"
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other processes from doing the same meanwhile; the lock ends with the process."""
+    lock = path.with_name(f".{path.name}.recovering")
+    with open(lock, "w", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _give_second_name(path: Path) -> Path:
+    """Give a database, and what belongs to it, names that nothing has; return the first."""
+    moment = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    number = 1
+    while True:
+        more = "" if number == 1 else f"-{number}"
+        aside = path.with_name(f"{path.name}.damaged-{moment}{more}")
+        try:
+            for ending in ("", "-wal", "-shm", "-journal"):
+                beside = path.with_name(path.name + ending)
+                if beside.exists():
+                    _link(beside, aside.with_name(aside.name + ending))
+        except FileExistsError:
+            number += 1
+            continue
+        return aside
+
+
+def _link(path: Path, to: Path) -> None:
+    try:
+        os.link(path, to)
+    except FileExistsError:
+        raise
+    except OSError:
+        # Where there are no links.
+        with open(to, "xb") as target, open(path, "rb") as source:
+            shutil.copyfileobj(source, target)
+            target.flush()
+            os.fsync(target.fileno())
