@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -74,6 +75,36 @@ def recover(database: str, output: str | None, as_json: bool) -> None:
     click.echo(f"database {new}")
 
 
+@click.command()
+@click.argument("databases", metavar="A.db B.db …", nargs=-1, required=True)
+@click.option("-o", "--output", metavar="ALL.db", required=True, help="The new file.")
+@click.option(
+    "--prefer",
+    type=click.Choice(["first", "last"]),
+    help="Of which database, if one index was completed with different outputs.",
+)
+@_json_option
+@debug_option
+def merge(
+    databases: tuple[str, ...],
+    output: str,
+    prefer: Literal["first", "last"] | None,
+    as_json: bool,
+) -> None:
+    """Merge the databases of shards into a new one, and change none of them."""
+    import attrs
+
+    from psnc.builtin.checkpoint.merge import merge as merge_files
+
+    paths = [_sqlite_file(each) for each in databases]
+    merged = merge_files(paths, _sqlite_file(output), prefer)
+    if as_json:
+        click.echo(json.dumps({"output": output, **attrs.asdict(merged)}, indent=1))
+        return
+    click.echo(merged.line)
+    click.echo(f"database {output}")
+
+
 def _sqlite_file(database: str) -> Path:
     """Return the path of a database, and refuse the URL of another store."""
     if "://" in database:
@@ -81,4 +112,4 @@ def _sqlite_file(database: str) -> Path:
     return Path(database)
 
 
-COMMANDS = (check, recover)
+COMMANDS = (check, merge, recover)

@@ -10,7 +10,7 @@ from psnc.builtin.checkpoint.checksums import details_checksum, result_checksum
 from psnc.builtin.checkpoint.indices import FIGURES, StoredIndex, result_of
 from psnc.builtin.checkpoint.schema import columns_of, table_columns
 
-__all__ = ["insert_index", "insert_rows", "rows_of"]
+__all__ = ["insert_index", "insert_rows", "remove_index", "rows_of"]
 
 
 def rows_of(
@@ -48,6 +48,12 @@ def insert_index(connection: sqlite3.Connection, stored: StoredIndex, run_id: in
         ("filter_artifacts", ("filter_order", "path", "filter_name"), stored.artifacts),
     ):
         insert_rows(connection, table, (key | dict(zip(names, row, strict=True)) for row in rows))
+
+
+def remove_index(connection: sqlite3.Connection, run_id: int, index: int) -> None:
+    """Remove an index with its rows in all tables but the log."""
+    for table in ("index_results", "stage_metrics", "output_files", "filter_artifacts"):
+        connection.execute(f"DELETE FROM {table} WHERE run_id = ? AND idx = ?", (run_id, index))
 
 
 def _checksums(stored: StoredIndex, result: dict[str, Any], run_id: int) -> dict[str, int]:
