@@ -89,6 +89,13 @@ def test_a_page_of_zeros_is_found(database: Path, psnc: Psnc) -> None:
     assert "index: " in said.out
 
 
+def test_a_column_that_has_become_another_is_found(database: Path, psnc: Psnc) -> None:
+    change(database, "ALTER TABLE index_results RENAME COLUMN checksum TO chucksum")
+    said = psnc("check", database)
+    assert said.code == 1
+    assert "malformed columns of index_results" in said.out
+
+
 @pytest.mark.parametrize("content", [b"\0" * 100, b"\xff" * 512, b"\0" * PAGE])
 def test_a_torn_header_is_found(database: Path, psnc: Psnc, content: bytes) -> None:
     overwrite(database, 0, content)

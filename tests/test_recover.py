@@ -271,3 +271,22 @@ def test_a_database_at_work_is_refused(tmp_path: Path, run_python: Any, psnc: Ps
         said = run_python("-m", "psnc", "recover", "run.db", check=False)
         assert said.returncode == 3
         assert "in use" in said.stderr
+
+
+def test_a_disk_without_room_for_the_new_file_is_said_and_nothing_is_left(
+    database: Path, run_python: Any
+) -> None:
+    before = {path.name for path in database.parent.iterdir()}
+    code = """
+        import resource, sys
+        from psnc.cli import main
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), most))
+        main(["recover", "run.db", "-o", "new.db"])
+    """
+    # Too little for a copy of the old one, and for all rows of the new one.
+    for limit in (20_000, database.stat().st_size + 1000):
+        said = run_python("-c", textwrap.dedent(code), limit, check=False)
+        assert said.returncode == 3, said.stderr
+        assert "cannot write database" in said.stderr
+        assert {path.name for path in database.parent.iterdir()} == before

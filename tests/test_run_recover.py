@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,19 @@ def test_damage_upon_damage_is_kept_each_under_its_name(run: Any, tmp_path: Path
         digit(tmp_path / "run.db")
         assert run("--recover").code == 0
         assert len(set_aside(tmp_path)) == count
+
+
+def test_of_several_processes_one_salvages_and_all_go_on(
+    run: Any, tmp_path: Path, run_python: Any
+) -> None:
+    header(tmp_path / "run.db")
+    arguments = ("-m", "psnc", "run", "twenty.py:pipeline", "--db-file", "run.db", "--recover")
+    with ThreadPoolExecutor(3) as threads:
+        said = [threads.submit(run_python, *arguments) for _ in range(3)]
+    assert all("20 completed before" in each.result().stdout for each in said)
+    assert len([each for each in said if "was damaged" in each.result().stderr]) == 1
+    assert len(set_aside(tmp_path)) == 1
+    assert not list(tmp_path.glob(".run.db*"))
 
 
 def foreign(path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from psnc.builtin.checkpoint.connection import open_to_look
+from psnc.builtin.checkpoint.connection import DATABASE_ERRORS, open_to_look
 from psnc.builtin.checkpoint.identity import identity_of
 from psnc.builtin.checkpoint.indices import known_runs, problem_of, snapshot, stored_indices
 from psnc.builtin.checkpoint.schema import APPLICATION_ID, SCHEMA_VERSION
@@ -62,8 +62,10 @@ def check(path: Path) -> list[Finding]:
                 with closing(open_to_look(readable)) as connection, snapshot(connection):
                     _refuse_newer(connection, path)
                     findings.extend(look(connection))
-            except (sqlite3.Error, TypeError) as error:
+            except (*DATABASE_ERRORS, TypeError) as error:
                 findings.append(Finding(kind, f"cannot be read: {error}"))
+                if kind == "file":
+                    break
     return findings
 
 
@@ -152,6 +154,9 @@ def _references(connection: sqlite3.Connection) -> Iterator[Finding]:
         )
         if count:
             yield Finding("reference", f"{count} rows of {table} belong to no run", count)
+        # Whether it can be read at all.
+        for _ in connection.execute(f"SELECT * FROM {table} NOT INDEXED"):
+            pass
 
 
 _LOOKS = {

@@ -11,7 +11,6 @@ import click
 
 from psnc.cli.options import debug_option
 from psnc.errors import StoreError
-from psnc.store import shown_url
 
 __all__ = ["COMMANDS"]
 
@@ -107,6 +106,8 @@ def merge(
 
 def _sqlite_file(database: str) -> Path:
     """Return the path of a database, and refuse the URL of another store."""
+    from psnc.store import shown_url
+
     if "://" in database:
         raise StoreError(f"{shown_url(database)} is no SQLite file: this command is for those only")
     return Path(database)

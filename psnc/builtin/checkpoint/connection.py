@@ -19,6 +19,7 @@ from psnc.config import Durability
 from psnc.errors import StoreError
 
 __all__ = [
+    "DATABASE_ERRORS",
     "connect",
     "damaged",
     "open_to_look",
@@ -63,7 +64,7 @@ def connect(path: Path, *, create: bool, durability: Durability = "grouped") -> 
         raise StoreError(f"no database at {path}: check the path, or run the pipeline first")
     try:
         connection = _open(path)
-    except (sqlite3.Error, OSError) as error:
+    except (*DATABASE_ERRORS, OSError) as error:
         raise_store_error(path, "open", error)
     try:
         with_wal = _set_up(connection, path, create=create)
@@ -71,7 +72,7 @@ def connect(path: Path, *, create: bool, durability: Durability = "grouped") -> 
         wait = durability == "full" or not with_wal
         connection.execute(f"PRAGMA synchronous={'FULL' if wait else 'NORMAL'}")
         connection.execute("PRAGMA cell_size_check=ON")
-    except sqlite3.Error as error:
+    except DATABASE_ERRORS as error:
         connection.close()
         raise_store_error(path, "open", error)
     except StoreError:
@@ -101,11 +102,13 @@ def raise_store_error(path: Path, action: str, error: Exception) -> NoReturn:
 
 
 _WAYS_OUT = "salvage it with psnc recover, or with psnc run --recover, or restore a copy"
+# What SQLite says of damaged schemas can be no text.
+DATABASE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 _SIGNS_OF_DAMAGE = (
     "malformed",
     "corrupt",
     "unsupported file format",
-    "decode to UTF-8",
+    "decode",
     "no such table",
     "no such column",
 )
@@ -176,7 +179,7 @@ def _make_aside(path: Path) -> None:
         # database is made in place.
         with suppress(OSError):
             os.link(aside, path)
-    except (sqlite3.Error, OSError) as error:
+    except (*DATABASE_ERRORS, OSError) as error:
         raise_store_error(path, "open", error)
     finally:
         aside.unlink(missing_ok=True)
@@ -204,7 +207,7 @@ def refuse_other_databases(path: Path) -> None:
         if size > 0:
             with closing(open_to_look(path)) as connection:
                 _is_ours(connection, path)
-    except (sqlite3.Error, OSError) as error:
+    except (*DATABASE_ERRORS, OSError) as error:
         raise_store_error(path, "open", error)
 
 

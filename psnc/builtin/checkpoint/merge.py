@@ -12,7 +12,7 @@ from typing import Any, Literal
 from attrs import Factory, define
 
 from psnc.builtin.checkpoint.check import refuse_findings
-from psnc.builtin.checkpoint.connection import open_to_look, raise_store_error
+from psnc.builtin.checkpoint.connection import DATABASE_ERRORS, open_to_look, raise_store_error
 from psnc.builtin.checkpoint.indices import StoredIndex, result_of, snapshot, stored_indices
 from psnc.builtin.checkpoint.new_file import new_database, refuse_existing
 from psnc.builtin.checkpoint.transfer import insert_index, insert_rows, remove_index, rows_of
@@ -89,7 +89,7 @@ def merge(paths: Sequence[Path], output: Path, prefer: Prefer | None = None) -> 
             try:
                 with closing(open_to_look(path)) as source, snapshot(source):
                     merger.take(path, source)
-            except sqlite3.Error as error:
+            except DATABASE_ERRORS as error:
                 raise_store_error(path, "read", error)
         merger.refuse_conflicts()
         return merger.counted()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from psnc.builtin.checkpoint.connection import connect, raise_store_error
+from psnc.builtin.checkpoint.connection import DATABASE_ERRORS, connect, raise_store_error
 from psnc.builtin.checkpoint.identity import remains
 from psnc.errors import StoreError
 
@@ -33,7 +33,7 @@ def new_database(output: Path) -> Iterator[sqlite3.Connection]:
             connection.execute("COMMIT")
         _wait_for_disk(aside)
         give_name(aside, output)
-    except (sqlite3.Error, OSError) as error:
+    except (*DATABASE_ERRORS, OSError) as error:
         raise_store_error(output, "write", error)
     finally:
         for ending in ("", "-wal", "-shm", "-journal"):

@@ -14,6 +14,7 @@ from pathlib import Path
 from attrs import Factory, define
 
 from psnc.builtin.checkpoint.check import refuse_findings
+from psnc.builtin.checkpoint.connection import DATABASE_ERRORS, raise_store_error
 from psnc.builtin.checkpoint.identity import identity_of
 from psnc.builtin.checkpoint.indices import (
     KnownRun,
@@ -88,12 +89,21 @@ def recover(path: Path, output: Path) -> Recovered:
         raise StoreError(f"{path} is in use by another process: end that first")
     if not output.parent.is_dir():
         raise StoreError(f"{output.parent} is no directory: choose another place for the new file")
+    try:
+        found = _recover_aside(path, output)
+    except OSError as error:
+        raise_store_error(output, "write", error)
+    refuse_findings(output)
+    return found
+
+
+def _recover_aside(path: Path, output: Path) -> Recovered:
+    found = Recovered()
+    # Beside the new file, where there has to be room anyway.
     with tempfile.TemporaryDirectory(prefix=".psnc-recover-", dir=output.parent) as directory:
         copy = _copy(path, Path(directory, "by-sqlite"))
-        found = Recovered()
         with _readable(path, copy, Path(directory), found) as source, new_database(output) as new:
             _rebuild(path, source, new, found)
-    refuse_findings(output)
     return found
 
 
@@ -160,7 +170,7 @@ def _is_sound(copy: Path) -> bool:
             for table in ("logs", "workers"):
                 for _ in connection.execute(f"SELECT * FROM {table}"):
                     pass
-    except (sqlite3.Error, TypeError):
+    except (*DATABASE_ERRORS, TypeError):
         return False
     return True
 

@@ -12,6 +12,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from psnc.builtin.checkpoint.schema import (
     TABLES,
     WITHOUT_ROWID,
     Column,
+    are_plausible,
     columns_from,
     create_tables,
     schema_columns,
@@ -225,17 +227,13 @@ def _keys(shape: _Shape, page: TreePage) -> list[Any]:
 
 def _in_order(keys: Iterable[Any], low: Any, high: Any) -> bool:
     """Tell whether keys ascend between two others."""
-    latest = low
-    for key in keys:
-        if key == ():  # of a record that is lost
-            continue
-        try:
-            if latest is not None and latest != () and not latest < key:
-                return False
-        except TypeError:
-            return False
-        latest = key
-    return high is None or high == () or latest is None or latest == () or latest <= high
+    # An empty key is that of a record that is lost.
+    known = [key for key in (low, *keys) if key not in (None, ())]
+    try:
+        ascends = all(before < after for before, after in pairwise(known))
+        return ascends and (high in (None, ()) or not known or known[-1] <= high)
+    except TypeError:
+        return False
 
 
 def _shapes(file: PageFile) -> dict[str, _Shape]:
@@ -248,7 +246,7 @@ def _shapes(file: PageFile) -> dict[str, _Shape]:
     for kind, name, _, root, statement in _schema_rows(file, 1, 0):
         if kind == "table" and name in shapes and isinstance(root, int):
             columns = columns_from(statement, name)
-            if columns:
+            if columns and are_plausible([column.name for column in columns], name):
                 shapes[name] = _Shape(name, columns, root)
     return shapes
 

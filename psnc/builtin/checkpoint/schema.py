@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import cache
 from importlib import resources
@@ -17,6 +17,7 @@ __all__ = [
     "WITHOUT_ROWID",
     "Column",
     "add_missing_columns",
+    "are_plausible",
     "columns_from",
     "columns_of",
     "create_tables",
@@ -93,8 +94,28 @@ def columns_from(statement: str, table: str) -> tuple[Column, ...]:
 
 
 def columns_of(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
-    """Return the names of the columns that a table has in a database, in order."""
-    return tuple(column.name for column in _columns(connection, table))
+    """Return the names of the columns that a table has in a database, in order.
+
+    Raises
+    ------
+    sqlite3.DatabaseError
+        If some have become others.
+    """
+    names = tuple(column.name for column in _columns(connection, table))
+    if not are_plausible(names, table):
+        # In SQLite's words, who does not compare names.
+        raise sqlite3.DatabaseError(f"malformed columns of {table}")
+    return names
+
+
+def are_plausible(names: Sequence[str], table: str) -> bool:
+    """Tell whether columns are those of this, an earlier or a later psnc.
+
+    An earlier one has some less and a later one some more. A name that is not known in place of one
+    that is missing was damaged, and would hide a checksum.
+    """
+    known = table_columns(table)
+    return set(names) <= set(known) or set(names) >= set(known)
 
 
 def _columns(connection: sqlite3.Connection, table: str) -> tuple[Column, ...]:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from psnc.builtin.checkpoint.check import check
+from psnc.builtin.checkpoint.connection import raise_store_error
 from psnc.builtin.checkpoint.identity import remains
 from psnc.builtin.checkpoint.recover import in_use, recover
 from psnc.errors import StoreError
@@ -35,26 +36,33 @@ def recover_in_place(path: Path) -> str | None:
     """
     if not path.exists() and not any(True for _ in remains(path)):
         return None
-    with _alone(path):
-        # Whoever waited for another finds that one's work.
-        findings = check(path)
-        if not findings:
-            return None
-        if in_use(path):
-            raise StoreError(
-                f"{path} is damaged ({findings[0].message}), and another process has it open: end "
-                "that first"
-            )
-        new = path.with_name(f".{path.name}-{os.getpid()}.recovered")
-        try:
-            found = recover(path, new)
-            aside = _give_second_name(path)
-            # What waits in a log is the old database's, and would be written into the new one.
-            for ending in ("-wal", "-shm", "-journal"):
-                path.with_name(path.name + ending).unlink(missing_ok=True)
-            os.replace(new, path)
-        finally:
-            new.unlink(missing_ok=True)
+    try:
+        with _alone(path):
+            return _recover_alone(path)
+    except OSError as error:
+        raise_store_error(path, "recover", error)
+
+
+def _recover_alone(path: Path) -> str | None:
+    # Whoever waited for another finds that one's work.
+    findings = check(path)
+    if not findings:
+        return None
+    if in_use(path):
+        raise StoreError(
+            f"{path} is damaged ({findings[0].message}), and another process has it open: end "
+            "that first"
+        )
+    new = path.with_name(f".{path.name}-{os.getpid()}.recovered")
+    try:
+        found = recover(path, new)
+        aside = _give_second_name(path)
+        # What waits in a log is the old database's, and would be written into the new one.
+        for ending in ("-wal", "-shm", "-journal"):
+            path.with_name(path.name + ending).unlink(missing_ok=True)
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
     return f"{path} was damaged ({findings[0].message}) and is now {aside}: {found.line}"
 
 
@@ -62,12 +70,24 @@ def recover_in_place(path: Path) -> str | None:
 def _alone(path: Path) -> Iterator[None]:
     """Keep other processes from doing the same meanwhile; the lock ends with the process."""
     lock = path.with_name(f".{path.name}.recovering")
-    with open(lock, "w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
+    while True:
+        with open(lock, "w", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Whoever had it before has taken the file away, and others may hold a new one.
+            if not _is_at(lock, file.fileno()):
+                continue
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _give_second_name(path: Path) -> Path:

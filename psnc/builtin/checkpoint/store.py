@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from psnc.builtin.checkpoint.connection import (
+    DATABASE_ERRORS,
     connect,
     raise_store_error,
     refuse_other_databases,
@@ -87,7 +88,7 @@ class SQLiteStore(VerifiedStore):
         with self.gate:
             try:
                 self._attach(run)
-            except sqlite3.Error as error:
+            except DATABASE_ERRORS as error:
                 raise_store_error(self.path, "write", error)
 
     # --- recording ----------------------------------------------------------------------------
@@ -100,7 +101,7 @@ class SQLiteStore(VerifiedStore):
         in_doubt, self._in_doubt = self._in_doubt, True
         try:
             write_group(connection, run_id, records, workers, in_doubt=in_doubt)
-        except sqlite3.Error as error:
+        except DATABASE_ERRORS as error:
             raise_store_error(self.path, "write", error)
         except BaseException:
             # An interrupt right behind BEGIN must not leave everybody else locked out.
@@ -114,7 +115,7 @@ class SQLiteStore(VerifiedStore):
             try:
                 cursor = self._connection().execute(*_in_sqlite(query, arguments))
                 return cursor.fetchall(), [column[0] for column in cursor.description]
-            except sqlite3.Error as error:
+            except DATABASE_ERRORS as error:
                 raise_store_error(self.path, "read", error)
 
     def change(self, statements: Sequence[Statement], *, alone: bool = False) -> None:
@@ -126,7 +127,7 @@ class SQLiteStore(VerifiedStore):
                 with Transaction(connection):
                     for text, arguments in statements:
                         connection.execute(*_in_sqlite(text, arguments))
-            except sqlite3.Error as error:
+            except DATABASE_ERRORS as error:
                 raise_store_error(self.path, "write", error)
             except BaseException:
                 roll_back(connection)
