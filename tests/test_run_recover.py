@@ -64,11 +64,31 @@ def digit(database: Path) -> None:
     overwrite(database, database.read_bytes().index(b'"out/5-0.bin"') + 5, b"6")
 
 
+def page_of_runs(database: Path) -> None:
+    zero_page(database, root_page(database, "pipeline_runs"))
+
+
+def configuration(database: Path) -> None:
+    overwrite(database, database.read_bytes().index(b'{"filters"'), b'["filters"')
+
+
+def hash_of_configuration(database: Path) -> None:
+    change(database, "UPDATE pipeline_runs SET config_hash = replace(config_hash, 'a', 'b')")
+
+
 def rows_of_details(database: Path) -> None:
     change(database, "DELETE FROM stage_metrics WHERE idx = 5")
 
 
-DAMAGE = {header: [], root_of_outputs: list(range(20)), digit: [5], rows_of_details: [5]}
+DAMAGE = {
+    header: [],
+    page_of_runs: [],
+    configuration: [],
+    hash_of_configuration: [],
+    root_of_outputs: list(range(20)),
+    digit: [5],
+    rows_of_details: [5],
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
@@ -91,7 +111,20 @@ def test_a_damaged_database_is_set_aside_and_what_is_lost_runs_again(
     assert len(rows_of(database)["index_results"]) == 20
 
 
-@pytest.mark.parametrize("damage", [header, digit], ids=lambda damage: damage.__name__)
+def test_another_pipeline_is_no_witness_for_a_lost_configuration(
+    run: Any, tmp_path: Path, psnc: Psnc
+) -> None:
+    page_of_runs(tmp_path / "run.db")
+    before = (tmp_path / "run.db").read_bytes()
+    said = psnc("run", "three.py:pipeline", "--recover", "--db-file", tmp_path / "run.db")
+    assert said.code == 3
+    assert "configuration of no run" in said.err
+    assert (tmp_path / "run.db").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "damage", [header, configuration, digit], ids=lambda damage: damage.__name__
+)
 def test_without_the_option_it_is_refused_with_the_ways_out(
     run: Any, tmp_path: Path, damage: Any
 ) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "KnownRun",
     "Problem",
     "StoredIndex",
+    "known_run",
     "known_runs",
     "problem_of",
     "result_of",
@@ -108,16 +109,21 @@ class StoredIndex(NamedTuple):
 
 def known_runs(connection: sqlite3.Connection) -> Iterator[tuple[int, KnownRun | None]]:
     """Yield each run's number with what is known of it; ``None`` if its row is not as written."""
+    names = ("run_id", "config_hash", "config_json", "total_indices")
     # Not by way of an index, which may have been damaged where the table was not.
-    columns = "run_id, config_hash, config_json, total_indices"
-    for run_id, *row in connection.execute(f"SELECT {columns} FROM pipeline_runs NOT INDEXED"):
-        yield run_id, _known_run(*row)
+    query = f"SELECT {', '.join(names)} FROM pipeline_runs NOT INDEXED"
+    for values in connection.execute(query):
+        row = dict(zip(names, values, strict=True))
+        yield row["run_id"], known_run(row)
 
 
-def _known_run(config_hash: Any, config_json: Any, total_indices: Any) -> KnownRun | None:
+def known_run(row: Mapping[str, Any]) -> KnownRun | None:
+    """Return what is known of a run by its row; ``None`` if that is not as it was written."""
+    config_json, total_indices = row["config_json"], row["total_indices"]
     if not isinstance(config_json, str) or not isinstance(total_indices, int):
         return None
-    if sha256(config_json.encode()).hexdigest() != config_hash or total_indices < 0:
+    config_hash = sha256(config_json.encode()).hexdigest()
+    if config_hash != row["config_hash"] or total_indices < 0:
         return None
     try:
         config = json.loads(config_json)

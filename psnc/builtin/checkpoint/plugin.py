@@ -28,17 +28,23 @@ def psnc_open_store(url: str, run: Run | None, create: bool) -> CheckpointStore 
     from psnc.builtin.checkpoint.store import SQLiteStore
 
     config = run.plugins.config if run is not None else Config()
-    if config.recover and create:
-        _recover(Path(url))
+    if run is not None and config.recover and create:
+        _recover(Path(url), run)
     return SQLiteStore(Path(url), create=create, config=config)
 
 
-def _recover(path: Path) -> None:
+def _recover(path: Path, run: Run) -> None:
     """Salvage a damaged database, unless this process is at work on it."""
+    from importlib.metadata import version
+
+    from psnc.builtin.checkpoint.runs import OwnRun
     from psnc.builtin.checkpoint.set_aside import recover_in_place
     from psnc.builtin.checkpoint.store import is_open_here
 
-    done = None if is_open_here(path) else recover_in_place(path)
+    if is_open_here(path):
+        return
+    about = (run.config_hash, run.pipeline.config_json, run.run_dir, run.total_indices)
+    done = recover_in_place(path, OwnRun(*about, version("psnc")))
     if done is not None:
         print(f"psnc: {done}", file=sys.stderr)
 

@@ -17,13 +17,14 @@ from psnc.builtin.checkpoint.check import refuse_findings
 from psnc.builtin.checkpoint.connection import DATABASE_ERRORS, raise_store_error
 from psnc.builtin.checkpoint.identity import identity_of
 from psnc.builtin.checkpoint.indices import (
-    KnownRun,
+    known_run,
     known_runs,
     problem_of,
     result_of,
     stored_indices,
 )
 from psnc.builtin.checkpoint.new_file import new_database, refuse_existing
+from psnc.builtin.checkpoint.runs import OwnRun, run_rows
 from psnc.builtin.checkpoint.salvage import salvage_pages
 from psnc.builtin.checkpoint.schema import TABLES
 from psnc.builtin.checkpoint.transfer import insert_index, insert_rows, rows_of
@@ -74,8 +75,17 @@ class Recovered:
         return "; ".join(parts)
 
 
-def recover(path: Path, output: Path) -> Recovered:
+def recover(path: Path, output: Path, own: OwnRun | None = None) -> Recovered:
     """Write what is whole in a database to a new file, and leave the database as it is.
+
+    Parameters
+    ----------
+    path : Path
+        The database.
+    output : Path
+        The new file.
+    own : OwnRun, optional
+        The run that is about to resume, whose configuration is known in any case.
 
     Raises
     ------
@@ -90,20 +100,20 @@ def recover(path: Path, output: Path) -> Recovered:
     if not output.parent.is_dir():
         raise StoreError(f"{output.parent} is no directory: choose another place for the new file")
     try:
-        found = _recover_aside(path, output)
+        found = _recover_aside(path, output, own)
     except OSError as error:
         raise_store_error(output, "write", error)
     refuse_findings(output)
     return found
 
 
-def _recover_aside(path: Path, output: Path) -> Recovered:
+def _recover_aside(path: Path, output: Path, own: OwnRun | None) -> Recovered:
     found = Recovered()
     # Beside the new file, where there has to be room anyway.
     with tempfile.TemporaryDirectory(prefix=".psnc-recover-", dir=output.parent) as directory:
         copy = _copy(path, Path(directory, "by-sqlite"))
         with _readable(path, copy, Path(directory), found) as source, new_database(output) as new:
-            _rebuild(path, source, new, found)
+            _rebuild(path, own, source, new, found)
     return found
 
 
@@ -176,13 +186,19 @@ def _is_sound(copy: Path) -> bool:
 
 
 def _rebuild(
-    path: Path, source: sqlite3.Connection, new: sqlite3.Connection, found: Recovered
+    path: Path,
+    own: OwnRun | None,
+    source: sqlite3.Connection,
+    new: sqlite3.Connection,
+    found: Recovered,
 ) -> None:
-    runs = _copy_runs(source, new)
+    rows = run_rows(source, own)
+    runs = {run_id: known_run(row) for run_id, row in rows.items()}
+    insert_rows(new, "pipeline_runs", rows.values())
     if not runs:
         raise StoreError(
             f"{path}: the configuration of no run can be read, without which nothing else has a "
-            "meaning: it was left as it is"
+            "meaning; it was left as it is: run that pipeline with --recover, which knows its own"
         )
     for stored in stored_indices(source):
         problem = problem_of(stored, runs)
@@ -201,15 +217,3 @@ def _rebuild(
         query = f"SELECT count(*) FROM {table}"
         found.kept[table] = new.execute(query).fetchone()[0]
         found.dropped[table] = source.execute(query).fetchone()[0] - found.kept[table]
-
-
-def _copy_runs(source: sqlite3.Connection, new: sqlite3.Connection) -> dict[int, KnownRun]:
-    """Copy the runs whose configuration is as it was written, each of which is there once."""
-    known = list(known_runs(source))
-    times = Counter(run_id for run_id, _ in known)
-    runs = {run_id: run for run_id, run in known if run is not None and times[run_id] == 1}
-    hashes = Counter(run.config_hash for run in runs.values())
-    runs = {run_id: run for run_id, run in runs.items() if hashes[run.config_hash] == 1}
-    for run_id in runs:
-        insert_rows(new, "pipeline_runs", rows_of(source, "pipeline_runs", run_id))
-    return runs

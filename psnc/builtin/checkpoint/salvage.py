@@ -19,6 +19,7 @@ from typing import Any
 from attrs import define, field
 
 from psnc.builtin.checkpoint.pages import PageFile, TreePage
+from psnc.builtin.checkpoint.runs import RUN_HASHES
 from psnc.builtin.checkpoint.schema import (
     TABLES,
     WITHOUT_ROWID,
@@ -57,6 +58,8 @@ def salvage_pages(path: Path, staging: sqlite3.Connection) -> Salvage:
             staging.execute(f"CREATE TABLE {table} ({', '.join(columns)})")
             marks = ", ".join("?" * len(columns))
             staging.executemany(f"INSERT INTO {table} VALUES ({marks})", reader.rows(table))
+        staging.execute(f"CREATE TABLE {RUN_HASHES} (config_hash, run_id)")
+        staging.executemany(f"INSERT INTO {RUN_HASHES} VALUES (?, ?)", reader.run_hashes())
         for table, row in reader.rows_of_lost_branches():
             staging.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
         return reader.salvage
@@ -138,6 +141,15 @@ class _Reader:
             for row in _rows_of(shape, page):
                 self._learn_names(table, row)
                 yield row
+
+    def run_hashes(self) -> Iterator[tuple[Any, ...]]:
+        """Yield the hash and number of each run as the index of hashes has them."""
+        page = self._file.tree_page(_root_of(self._file, "sqlite_autoindex_pipeline_runs_1"))
+        if page is None or page.is_table or not page.is_leaf:
+            return
+        for cell in page.cells:
+            if cell.values is not None and [*map(type, cell.values)] == [str, int]:
+                yield cell.values
 
     def rows_of_lost_branches(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """Yield rows on pages that lost pages led to, each with the name of its table."""
@@ -237,18 +249,28 @@ def _in_order(keys: Iterable[Any], low: Any, high: Any) -> bool:
 
 
 def _shapes(file: PageFile) -> dict[str, _Shape]:
-    """Return how the tables are stored: as the file says, or where every psnc begins them."""
-    with closing(sqlite3.connect(":memory:")) as fresh:
-        create_tables(fresh)
-        query = "SELECT name, rootpage FROM sqlite_schema WHERE type = 'table'"
-        roots = dict(fresh.execute(query).fetchall())
-    shapes = {table: _Shape(table, schema_columns()[table], roots[table]) for table in TABLES}
-    for kind, name, _, root, statement in _schema_rows(file, 1, 0):
-        if kind == "table" and name in shapes and isinstance(root, int):
+    """Return how the tables are stored: as the file says, or as every psnc makes them."""
+    shapes = {
+        table: _Shape(table, schema_columns()[table], _root_of(file, table)) for table in TABLES
+    }
+    for _, name, _, root, statement in _schema_rows(file, 1, 0):
+        if name in shapes and isinstance(root, int):
             columns = columns_from(statement, name)
             if columns and are_plausible([column.name for column in columns], name):
                 shapes[name] = _Shape(name, columns, root)
     return shapes
+
+
+def _root_of(file: PageFile, name: str) -> int:
+    """Return the first page of a table or index: as the file says, or where every psnc has it."""
+    for _, there, _, root, _ in _schema_rows(file, 1, 0):
+        if there == name and isinstance(root, int):
+            return root
+    with closing(sqlite3.connect(":memory:")) as fresh:
+        create_tables(fresh)
+        query = "SELECT rootpage FROM sqlite_schema WHERE name = ?"
+        root_page: int = fresh.execute(query, (name,)).fetchone()[0]
+    return root_page
 
 
 def _schema_rows(file: PageFile, number: int, depth: int) -> Iterator[tuple[Any, ...]]:

@@ -14,15 +14,23 @@ from psnc.builtin.checkpoint.check import check
 from psnc.builtin.checkpoint.connection import raise_store_error
 from psnc.builtin.checkpoint.identity import remains
 from psnc.builtin.checkpoint.recover import in_use, recover
+from psnc.builtin.checkpoint.runs import OwnRun
 from psnc.errors import StoreError
 
 __all__ = ["recover_in_place"]
 
 
-def recover_in_place(path: Path) -> str | None:
+def recover_in_place(path: Path, own: OwnRun | None = None) -> str | None:
     """Replace a damaged database by what can be salvaged of it.
 
     Whatever happens on the way, what is damaged keeps a name, and so does a database.
+
+    Parameters
+    ----------
+    path : Path
+        The database.
+    own : OwnRun, optional
+        The run that is about to resume.
 
     Returns
     -------
@@ -38,12 +46,12 @@ def recover_in_place(path: Path) -> str | None:
         return None
     try:
         with _alone(path):
-            return _recover_alone(path)
+            return _recover_alone(path, own)
     except OSError as error:
         raise_store_error(path, "recover", error)
 
 
-def _recover_alone(path: Path) -> str | None:
+def _recover_alone(path: Path, own: OwnRun | None) -> str | None:
     # Whoever waited for another finds that one's work.
     findings = check(path)
     if not findings:
@@ -55,7 +63,7 @@ def _recover_alone(path: Path) -> str | None:
         )
     new = path.with_name(f".{path.name}-{os.getpid()}.recovered")
     try:
-        found = recover(path, new)
+        found = recover(path, new, own)
         aside = _give_second_name(path)
         # What waits in a log is the old database's, and would be written into the new one.
         for ending in ("-wal", "-shm", "-journal"):
