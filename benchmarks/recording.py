@@ -116,8 +116,9 @@ def _write_rows(connection: sqlite3.Connection, index: int) -> None:
     paths = [f"/data/{index}.bin"]
     now = "2026-01-01T00:00:00.000000+00:00"
     connection.execute("BEGIN IMMEDIATE")
-    result = (index, 1, "completed", json.dumps(paths), now, 9999, 2**25, None, None, WORKER, None)
-    connection.execute("INSERT INTO index_results VALUES (?,?,?,?,?,?,?,?,?,?,?)", result)
+    figures = (now, 9999, 2**25, None, None, WORKER, None)
+    result = (index, 1, "completed", json.dumps(paths), *figures, 2**31, 2**31)
+    connection.execute("INSERT INTO index_results VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", result)
     names = ("Numbers", "Double", "Nowhere")
     stages = [(index, 1, order, name, 1000) for order, name in enumerate(names)]
     connection.executemany("INSERT INTO stage_metrics VALUES (?,?,?,?,?)", stages)

@@ -17,7 +17,8 @@ import psnc.errors
 import psnc.testing
 from psnc import hookspecs
 from psnc.cli import cli
-from psnc.manager import BUILT_IN_PLUGINS
+from psnc.cli.options import plugin_commands
+from psnc.manager import BUILT_IN_PLUGINS, PluginManager
 from psnc.settings import SETTINGS
 
 DOCS = Path(__file__).parent
@@ -103,7 +104,11 @@ def test_exit_codes_include_those_of_the_errors():
 
 
 def commands() -> list[str]:
-    return cli.list_commands(click.Context(cli))
+    """Return psnc's own commands, and then those that its built-in plugins add."""
+    own = cli.list_commands(click.Context(cli))
+    manager = PluginManager(psnc.Config(load_installed=False))
+    manager.load()
+    return [*own, *plugin_commands(manager, own)]
 
 
 def test_every_command_has_a_section():

@@ -42,6 +42,8 @@ class Config:
     durability : {"grouped", "index", "full"}
         When a finished index reaches the database: with others within 50 ms, in a transaction
         of its own, or in one that also waits for the disk.
+    recover : bool
+        A damaged database that a run would record to is set aside and salvaged first.
     store : str, optional
         URL of the store for pipelines that name no place of their own.
     file : str, optional
@@ -58,6 +60,7 @@ class Config:
     strict_plugins: bool = False
     log_level: int = logging.INFO
     durability: Durability = "grouped"
+    recover: bool = False
     store: str | None = field(default=None, repr=_shown)
     file: str | None = None
     file_options: Mapping[str, Any] = Factory(dict)

@@ -121,7 +121,8 @@ class SQLStore(GroupCommitStore):
         columns = "SELECT min(started_at), max(last_heartbeat), count(*)"
         spans = self._ask(columns, f"{_WORKERS} GROUP BY invocation_id")
         elapsed = sum(
-            (datetime.fromisoformat(last) - datetime.fromisoformat(first)).total_seconds()
+            # A clock that was set back adds nothing.
+            max((datetime.fromisoformat(last) - datetime.fromisoformat(first)).total_seconds(), 0.0)
             for first, last, _ in spans
         )
         workers = sum(count for _, _, count in spans)

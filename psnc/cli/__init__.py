@@ -92,7 +92,7 @@ def cli(plugins: tuple[str, ...]) -> None:
     \b
     Exit codes:
       0    all is done
-      1    the run is complete, and some indices failed
+      1    the run is complete, and some indices failed; or a check found something
       2    something in the input is wrong
       3    the database cannot be read or written
       70   a stage or plugin raised where nothing could record it

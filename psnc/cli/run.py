@@ -153,6 +153,7 @@ def _click_type(kind: type) -> Any:
     "--db-file", type=click.Path(dir_okay=False), help="Record to, and resume from, this."
 )
 @click.option("--store", metavar="URL", help="Record to this store, such as postgresql://host/db.")
+@click.option("--recover", is_flag=True, help="Salvage the database first if it is damaged.")
 @click.option("--indices", type=IndexRanges(), help="Only these, such as 0-99,200.")
 @click.option("--retry-failed", is_flag=True, help="Only what failed before; implies --resume.")
 @click.option("--retries", default=0, metavar="N", help="More attempts of an index that fails.")
@@ -194,6 +195,7 @@ def run(
     db_dir: str | None,
     db_file: str | None,
     store: str | None,
+    recover: bool,
     indices: list[range] | None,
     retry_failed: bool,
     retries: int,
@@ -215,6 +217,8 @@ def run(
         settings["log_level"] = logging.getLevelNamesMapping()[log_level.upper()]
     if strict_plugins:
         settings["strict_plugins"] = True
+    if recover:
+        settings["recover"] = True
     given = {name.removeprefix("plugin_option_"): value for name, value in plugin_options.items()}
     manager.configure({name: value for name, value in given.items() if value != ()}, **settings)
     install(manager)

@@ -5,27 +5,27 @@ A file that is not psnc's, is damaged, or was written by a newer version is refu
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
 from contextlib import closing, suppress
-from importlib import resources
 from pathlib import Path
 from typing import NoReturn
 
+from psnc.builtin.checkpoint.mounts import network_filesystem
+from psnc.builtin.checkpoint.schema import APPLICATION_ID, SCHEMA_VERSION, TABLES, create_tables
 from psnc.config import Durability
 from psnc.errors import StoreError
 
 __all__ = [
-    "APPLICATION_ID",
-    "SCHEMA_VERSION",
+    "DATABASE_ERRORS",
     "connect",
+    "damaged",
+    "open_to_look",
     "raise_store_error",
     "refuse_other_databases",
 ]
-
-APPLICATION_ID = 0x70736E63  # "psnc"
-SCHEMA_VERSION = 1
 
 # How long to wait for another writer. It holds the lock for milliseconds at a time, so that only
 # a process that is stopped inside a transaction can use this up.
@@ -33,6 +33,8 @@ _BUSY_TIMEOUT_S = 60.0
 
 # Of bytes: one page of the smallest size.
 _SMALLEST_DATABASE = 512
+
+_logger = logging.getLogger("psnc.checkpoint")
 
 
 def connect(path: Path, *, create: bool, durability: Durability = "grouped") -> sqlite3.Connection:
@@ -54,17 +56,23 @@ def connect(path: Path, *, create: bool, durability: Durability = "grouped") -> 
     """
     if create:
         _make_directory(path)
+        _refuse_remains(path)
+        _tell_lost_log(path)
+        _tell_network(path)
         _make_aside(path)
     elif not path.exists():
         raise StoreError(f"no database at {path}: check the path, or run the pipeline first")
     try:
         connection = _open(path)
-    except (sqlite3.Error, OSError) as error:
+    except (*DATABASE_ERRORS, OSError) as error:
         raise_store_error(path, "open", error)
     try:
-        _set_up(connection, path, create=create)
-        connection.execute(f"PRAGMA synchronous={'FULL' if durability == 'full' else 'NORMAL'}")
-    except sqlite3.Error as error:
+        with_wal = _set_up(connection, path, create=create)
+        # Without a write-ahead log NORMAL could cost the whole database when power fails.
+        wait = durability == "full" or not with_wal
+        connection.execute(f"PRAGMA synchronous={'FULL' if wait else 'NORMAL'}")
+        connection.execute("PRAGMA cell_size_check=ON")
+    except DATABASE_ERRORS as error:
         connection.close()
         raise_store_error(path, "open", error)
     except StoreError:
@@ -84,8 +92,8 @@ def raise_store_error(path: Path, action: str, error: Exception) -> NoReturn:
         remedy = (
             "make it and its directory writable, or choose another with --db-dir or PSNC_CACHE_DIR"
         )
-    elif "malformed" in reason:
-        remedy = "it is damaged and was left as it is: set it aside, or restore a copy"
+    elif any(sign in reason for sign in _SIGNS_OF_DAMAGE):
+        remedy = f"it is damaged and was left as it is: {_WAYS_OUT}"
     elif "locked" in reason:
         remedy = "another process has held it for a minute: see which one, and resume"
     else:
@@ -93,11 +101,56 @@ def raise_store_error(path: Path, action: str, error: Exception) -> NoReturn:
     raise StoreError(f"cannot {action} database {path} ({reason}): {remedy}") from error
 
 
+_WAYS_OUT = "salvage it with psnc recover, or with psnc run --recover, or restore a copy"
+# What SQLite says of damaged schemas can be no text.
+DATABASE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+_SIGNS_OF_DAMAGE = (
+    "malformed",
+    "corrupt",
+    "unsupported file format",
+    "decode",
+    "no such table",
+    "no such column",
+)
+
+
+def damaged(path: Path, what: str) -> StoreError:
+    """Return the error of a database that is damaged, with the ways out."""
+    return StoreError(f"{path} is damaged and was left as it is ({what}): {_WAYS_OUT}")
+
+
 def _no_database(path: Path) -> StoreError:
     return StoreError(
         f"{path} is no SQLite database or is damaged and was left as it is: choose another "
-        "db_file, or restore a copy"
+        "db_file, salvage what there is with psnc recover, or restore a copy"
     )
+
+
+def _refuse_remains(path: Path) -> None:
+    """Refuse to begin anew where a database was lost or cut off, but not what belongs to it."""
+    if path.exists() and path.stat().st_size:
+        return
+    for ending in ("-wal", "-journal"):
+        beside = path.with_name(path.name + ending)
+        if beside.exists() and beside.stat().st_size:
+            raise StoreError(
+                f"{path} is {'empty' if path.exists() else 'gone'}, and {beside} is left of it: "
+                "restore a copy, salvage it with psnc recover, or move both away to begin anew"
+            )
+    if path.exists():
+        _logger.warning("%s is an empty file: a new database begins in it", path)
+
+
+def _tell_lost_log(path: Path) -> None:
+    """Say that a write-ahead log is gone: whoever closes a database takes its index away first."""
+    wal, index = (path.with_name(path.name + ending) for ending in ("-wal", "-shm"))
+    # Another process may be opening it right now, and makes the log first.
+    if not wal.exists() and index.exists() and not wal.exists():
+        _logger.warning(
+            "%s has lost its write-ahead log: what was recorded last may be missing, and runs "
+            "again (psnc check tells whether the rest is sound)",
+            path,
+        )
 
 
 def _make_directory(path: Path) -> None:
@@ -126,7 +179,7 @@ def _make_aside(path: Path) -> None:
         # database is made in place.
         with suppress(OSError):
             os.link(aside, path)
-    except (sqlite3.Error, OSError) as error:
+    except (*DATABASE_ERRORS, OSError) as error:
         raise_store_error(path, "open", error)
     finally:
         aside.unlink(missing_ok=True)
@@ -152,13 +205,14 @@ def refuse_other_databases(path: Path) -> None:
             # SQLite itself would take some of these for empty.
             raise _no_database(path)
         if size > 0:
-            with closing(_open_to_look(path)) as connection:
+            with closing(open_to_look(path)) as connection:
                 _is_ours(connection, path)
-    except (sqlite3.Error, OSError) as error:
+    except (*DATABASE_ERRORS, OSError) as error:
         raise_store_error(path, "open", error)
 
 
-def _open_to_look(path: Path) -> sqlite3.Connection:
+def open_to_look(path: Path) -> sqlite3.Connection:
+    """Open a database to read it, without a change to it."""
     # `immutable` reads the file alone and leaves nothing beside it, but does not see changes that
     # wait in a write-ahead log.
     wal = path.with_name(f"{path.name}-wal")
@@ -173,20 +227,27 @@ def _open(path: Path) -> sqlite3.Connection:
     )
 
 
-def _set_up(connection: sqlite3.Connection, path: Path, *, create: bool) -> None:
-    if _is_ours(connection, path):
-        return
-    if not create:
-        raise StoreError(f"{path} is an empty file: run the pipeline first")
-    connection.execute("PRAGMA journal_mode=WAL")
+def _set_up(connection: sqlite3.Connection, path: Path, *, create: bool) -> bool:
+    """Make the tables where there are none; tell whether there is a write-ahead log."""
+    network = network_filesystem(path) if create else None
+    if network:
+        _do_without_log(connection, path)
+    if not _is_ours(connection, path):
+        if not create:
+            raise StoreError(f"{path} is an empty file: run the pipeline first")
+        if not network:
+            connection.execute("PRAGMA journal_mode=WAL")
+        _make_tables(connection, path)
+    (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+    return bool(mode == "wal")
+
+
+def _make_tables(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
         # Another process may have made the tables while this one waited for the lock.
         if not _is_ours(connection, path):
-            for statement in _schema_statements():
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            create_tables(connection)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
@@ -194,9 +255,35 @@ def _set_up(connection: sqlite3.Connection, path: Path, *, create: bool) -> None
         raise
 
 
+def _do_without_log(connection: sqlite3.Connection, path: Path) -> None:
+    """Use a rollback journal where the memory that a write-ahead log needs is not shared."""
+    # Exclusive until then: so the log that may be there is read without that memory.
+    connection.execute("PRAGMA locking_mode=EXCLUSIVE")
+    _is_ours(connection, path)
+    connection.execute("PRAGMA journal_mode=DELETE")
+    connection.execute("PRAGMA locking_mode=NORMAL")
+    # The lock goes with the next look.
+    _is_ours(connection, path)
+
+
+def _tell_network(path: Path) -> None:
+    network = network_filesystem(path)
+    if network and path not in _told_of_network:
+        _told_of_network.add(path)
+        _logger.warning(
+            "%s is on a network file system (%s): it is used without a write-ahead log, which is "
+            "slower; a local disk is better (--db-dir, PSNC_CACHE_DIR)",
+            path,
+            network,
+        )
+
+
+_told_of_network: set[Path] = set()
+
+
 def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
     """Tell a psnc database (True) from an empty file (False); raise for all others."""
-    application_id, version, tables = connection.execute(_WHAT_IT_IS).fetchone()
+    application_id, version, tables, own = connection.execute(_WHAT_IT_IS).fetchone()
     if application_id == APPLICATION_ID:
         if version > SCHEMA_VERSION:
             raise StoreError(
@@ -204,6 +291,8 @@ def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
                 f"psnc reads up to schema {SCHEMA_VERSION}: upgrade psnc, or choose another db_dir"
             )
         return True
+    if own == len(TABLES):
+        raise damaged(path, "its header does not say that it is psnc's, but its tables are")
     if tables or application_id:
         raise StoreError(
             f"{path} is an SQLite database of another program and was left as it is: choose "
@@ -212,9 +301,10 @@ def _is_ours(connection: sqlite3.Connection, path: Path) -> bool:
     return False
 
 
-# One statement, so that all three are of one moment.
-_WHAT_IT_IS = """
-    SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema)
+# One statement, so that all are of one moment.
+_WHAT_IT_IS = f"""
+    SELECT application_id, user_version, (SELECT count(*) FROM sqlite_schema),
+        (SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name IN {TABLES})
     FROM pragma_application_id, pragma_user_version
 """
 
@@ -226,15 +316,3 @@ def _writer(connection: sqlite3.Connection) -> str:
     except sqlite3.Error:  # the newer schema may have no such column
         row = None
     return row[0] if row else "of a newer version"
-
-
-def _schema_statements() -> list[str]:
-    text = resources.files(__package__).joinpath("schema.sql").read_text(encoding="utf-8")
-    statements: list[str] = []
-    pending = ""
-    for line in text.splitlines():
-        pending += line.partition("--")[0].rstrip() + "\n"
-        if sqlite3.complete_statement(pending):
-            statements.append(pending)
-            pending = ""
-    return statements

@@ -6,6 +6,7 @@ SQLite is the store for plain paths. A plugin that opens another for its own URL
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 from psnc import hookimpl
 
 if TYPE_CHECKING:
+    import click
+
     from psnc import CheckpointStore, IndexContext, IndexRecord, Run
 
 
@@ -25,7 +28,34 @@ def psnc_open_store(url: str, run: Run | None, create: bool) -> CheckpointStore 
     from psnc.builtin.checkpoint.store import SQLiteStore
 
     config = run.plugins.config if run is not None else Config()
+    if run is not None and config.recover and create:
+        _recover(Path(url), run)
     return SQLiteStore(Path(url), create=create, config=config)
+
+
+def _recover(path: Path, run: Run) -> None:
+    """Salvage a damaged database, unless this process is at work on it."""
+    from importlib.metadata import version
+
+    from psnc.builtin.checkpoint.runs import OwnRun
+    from psnc.builtin.checkpoint.set_aside import recover_in_place
+    from psnc.builtin.checkpoint.store import is_open_here
+
+    if is_open_here(path):
+        return
+    about = (run.config_hash, run.pipeline.config_json, run.run_dir, run.total_indices)
+    done = recover_in_place(path, OwnRun(*about, version("psnc")))
+    if done is not None:
+        print(f"psnc: {done}", file=sys.stderr)
+
+
+@hookimpl
+def psnc_add_commands(cli: click.Group) -> None:
+    """Add what looks into SQLite files, mends and merges them."""
+    from psnc.builtin.checkpoint.commands import COMMANDS
+
+    for command in COMMANDS:
+        cli.add_command(command)
 
 
 @hookimpl(trylast=True)

@@ -25,6 +25,8 @@ CREATE TABLE index_results (            -- one row per index that ended
     error             TEXT,                 -- NULL for success
     worker_id         TEXT,                 -- NULL if the worker died
     measurements      TEXT,                 -- JSON object of plugins' own figures, or NULL
+    checksum          INTEGER,              -- CRC-32 of the result, see checksums.py
+    details_checksum  INTEGER,              -- CRC-32 of all else that is recorded of the index
     PRIMARY KEY (run_id, idx)
 ) WITHOUT ROWID;
 

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from psnc.builtin.checkpoint.connection import (
+    DATABASE_ERRORS,
     connect,
     raise_store_error,
     refuse_other_databases,
 )
+from psnc.builtin.checkpoint.schema import add_missing_columns
+from psnc.builtin.checkpoint.verified import VerifiedStore
 from psnc.builtin.checkpoint.writer import (
     Transaction,
     roll_back,
@@ -24,12 +27,12 @@ from psnc.builtin.checkpoint.writer import (
 from psnc.config import Config
 from psnc.group_commit import WorkerRow
 from psnc.records import IndexRecord, utc_timestamp
-from psnc.sql_store import SQLStore, Statement
+from psnc.sql_store import Statement
 
 if TYPE_CHECKING:
     from psnc.run import Run
 
-__all__ = ["SQLiteStore"]
+__all__ = ["SQLiteStore", "is_open_here"]
 
 
 class _ThreadConnection:
@@ -47,7 +50,7 @@ class _ThreadConnection:
         self.connection.close()
 
 
-class SQLiteStore(SQLStore):
+class SQLiteStore(VerifiedStore):
     """Records to the SQLite database at ``path``; one connection a process and thread.
 
     Parameters
@@ -74,6 +77,7 @@ class SQLiteStore(SQLStore):
         self._in_doubt = False
         refuse_other_databases(path)
         super().__init__(config.durability)
+        _stores.add(self)
         with self.gate:
             self._new_connection(create=create)
 
@@ -84,7 +88,7 @@ class SQLiteStore(SQLStore):
         with self.gate:
             try:
                 self._attach(run)
-            except sqlite3.Error as error:
+            except DATABASE_ERRORS as error:
                 raise_store_error(self.path, "write", error)
 
     # --- recording ----------------------------------------------------------------------------
@@ -97,7 +101,7 @@ class SQLiteStore(SQLStore):
         in_doubt, self._in_doubt = self._in_doubt, True
         try:
             write_group(connection, run_id, records, workers, in_doubt=in_doubt)
-        except sqlite3.Error as error:
+        except DATABASE_ERRORS as error:
             raise_store_error(self.path, "write", error)
         except BaseException:
             # An interrupt right behind BEGIN must not leave everybody else locked out.
@@ -111,7 +115,7 @@ class SQLiteStore(SQLStore):
             try:
                 cursor = self._connection().execute(*_in_sqlite(query, arguments))
                 return cursor.fetchall(), [column[0] for column in cursor.description]
-            except sqlite3.Error as error:
+            except DATABASE_ERRORS as error:
                 raise_store_error(self.path, "read", error)
 
     def change(self, statements: Sequence[Statement], *, alone: bool = False) -> None:
@@ -123,13 +127,18 @@ class SQLiteStore(SQLStore):
                 with Transaction(connection):
                     for text, arguments in statements:
                         connection.execute(*_in_sqlite(text, arguments))
-            except sqlite3.Error as error:
+            except DATABASE_ERRORS as error:
                 raise_store_error(self.path, "write", error)
             except BaseException:
                 roll_back(connection)
                 raise
 
     # --- the machinery ------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has any connection."""
+        return any(not each.closed for each in list(self._connections))
 
     @property
     def place(self) -> str:
@@ -157,6 +166,9 @@ class SQLiteStore(SQLStore):
 
     def _attach(self, run: Run) -> None:
         connection = self._connection()
+        with Transaction(connection):
+            add_missing_columns(connection)
+        self.refuse_damaged_runs()
         find = "SELECT run_id, total_indices FROM pipeline_runs WHERE config_hash = ?"
         row = connection.execute(find, (run.config_hash,)).fetchone()
         if row is None:
@@ -168,6 +180,14 @@ class SQLiteStore(SQLStore):
             update = "UPDATE pipeline_runs SET total_indices = ? WHERE run_id = ?"
             connection.execute(update, (run.total_indices, run_id))
         self._run_id = run_id
+
+
+_stores: WeakSet[SQLiteStore] = WeakSet()
+
+
+def is_open_here(path: Path) -> bool:
+    """Tell whether a store of this process has a database open."""
+    return any(store.path == path and store.is_open for store in list(_stores))
 
 
 def _in_sqlite(text: str, arguments: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
+from psnc.builtin.checkpoint.checksums import details_checksum, result_checksum
 from psnc.group_commit import WorkerRow
 from psnc.records import IndexRecord
 
@@ -58,8 +59,7 @@ def write_group(
         again = [key for key in keys if connection.execute(_IS_RECORDED, key).fetchone()]
         for statement in _FORGET if again else ():
             connection.executemany(statement, again)
-        connection.executemany(_INSERT_RESULT, [_result_row(run_id, each) for each in kept])
-        for statement, rows in (*_detail_rows(run_id, kept), _log_rows(run_id, records)):
+        for statement, rows in (*_index_rows(run_id, kept), _log_rows(run_id, records)):
             if rows:
                 connection.executemany(statement, rows)
         connection.executemany(_INSERT_WORKER, [_worker_row(run_id, each) for each in workers])
@@ -97,8 +97,9 @@ def roll_back(connection: sqlite3.Connection) -> None:
 _INSERT_RESULT = """
     INSERT OR REPLACE INTO index_results (
         idx, run_id, status, output_paths, completed_at, wall_time_ns,
-        peak_memory_bytes, gpu_memory_bytes, error, worker_id, measurements
-    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        peak_memory_bytes, gpu_memory_bytes, error, worker_id, measurements,
+        checksum, details_checksum
+    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _INSERT_STAGE = "INSERT INTO stage_metrics VALUES (?, ?, ?, ?, ?)"
 _INSERT_OUTPUT = "INSERT INTO output_files VALUES (?, ?, ?, ?)"
@@ -122,23 +123,73 @@ def storable_text(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
-def _result_row(run_id: int, record: IndexRecord) -> tuple[Any, ...]:
+def _index_rows(
+    run_id: int, records: Sequence[IndexRecord]
+) -> list[tuple[str, list[tuple[Any, ...]]]]:
+    """Return what is written of indices, as statements and their rows."""
+    results: list[tuple[Any, ...]] = []
+    stages: list[tuple[Any, ...]] = []
+    outputs: list[tuple[Any, ...]] = []
+    artifacts: list[tuple[Any, ...]] = []
+    for record in records:
+        own_stages = [(each.order, each.name, each.wall_time_ns) for each in record.stages]
+        own_outputs = [(seq, storable_text(path)) for seq, path in enumerate(record.output_paths)]
+        own_artifacts = sorted(
+            (each.filter_order, storable_text(each.path), each.filter_name)
+            for each in record.artifacts
+        )
+        results.append(_result_row(run_id, record, own_stages, own_outputs, own_artifacts))
+        key = (record.index, run_id)
+        stages.extend((*key, *row) for row in own_stages)
+        outputs.extend((path, *key, seq) for seq, path in own_outputs)
+        artifacts.extend((path, *key, name, order) for order, path, name in own_artifacts)
+    return [
+        (_INSERT_RESULT, results),
+        (_INSERT_STAGE, stages),
+        (_INSERT_OUTPUT, outputs),
+        (_INSERT_ARTIFACT, artifacts),
+    ]
+
+
+def _result_row(
+    run_id: int,
+    record: IndexRecord,
+    stages: Sequence[tuple[Any, ...]],
+    outputs: Sequence[tuple[Any, ...]],
+    artifacts: Sequence[tuple[Any, ...]],
+) -> tuple[Any, ...]:
     measurements = dict(record.measurements)
-    peak_memory = measurements.pop("peak_memory_bytes", None)
-    gpu_memory = measurements.pop("gpu_memory_bytes", None)
-    return (
-        record.index,
-        run_id,
-        record.status,
-        json.dumps(record.output_paths),
+    memory = [_figure(measurements.pop(name, None)) for name in _MEMORY]
+    index, status, paths = record.index, record.status, json.dumps(record.output_paths)
+    error = None if record.error is None else storable_text(record.error)
+    figures = (
         record.completed_at,
         record.wall_time_ns,
-        peak_memory,
-        gpu_memory,
-        None if record.error is None else storable_text(record.error),
+        *memory,
         record.worker.worker_id if record.worker else None,
         json.dumps(measurements) if measurements else None,
     )
+    checksum = result_checksum(run_id, index, status, paths, error)
+    details = details_checksum(run_id, index, figures, stages, outputs, artifacts)
+    completed_at, wall_time_ns, peak, gpu, worker_id, measured = figures
+    return (
+        *(index, run_id, status, paths, completed_at, wall_time_ns, peak, gpu, error),
+        *(worker_id, measured, checksum, details),
+    )
+
+
+_MEMORY = ("peak_memory_bytes", "gpu_memory_bytes")
+
+
+def _figure(value: Any) -> int | None:
+    """Return a number as the column of integers gives it back, which a checksum depends on."""
+    if value is None or type(value) is int:
+        return value
+    try:
+        number: int = round(value)
+    except (TypeError, ValueError, OverflowError):  # text, or no finite number
+        return None
+    return number
 
 
 def _comes_too_late(connection: sqlite3.Connection, run_id: int, record: IndexRecord) -> bool:
@@ -166,26 +217,6 @@ def _log_rows(run_id: int, records: Sequence[IndexRecord]) -> tuple[str, list[tu
             entry = (log.timestamp, log.level, *names, storable_text(log.message))
             rows.append((run_id, *entry, worker_id, record.index))
     return _INSERT_LOG, rows
-
-
-def _detail_rows(
-    run_id: int, records: Sequence[IndexRecord]
-) -> list[tuple[str, list[tuple[Any, ...]]]]:
-    stages, outputs, artifacts = [], [], []
-    for record in records:
-        index = record.index
-        for stage in record.stages:
-            stages.append((index, run_id, stage.order, stage.name, stage.wall_time_ns))
-        for seq, path in enumerate(record.output_paths):
-            outputs.append((storable_text(path), index, run_id, seq))
-        for artifact in record.artifacts:
-            path = storable_text(artifact.path)
-            artifacts.append((path, index, run_id, artifact.filter_name, artifact.filter_order))
-    return [
-        (_INSERT_STAGE, stages),
-        (_INSERT_OUTPUT, outputs),
-        (_INSERT_ARTIFACT, artifacts),
-    ]
 
 
 def _worker_row(run_id: int, worker: WorkerRow) -> tuple[Any, ...]:

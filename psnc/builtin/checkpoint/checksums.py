@@ -1,0 +1,66 @@
+"""Checksums of an index's rows, so that a changed byte is never taken for a result.
+
+SQLite notices a page that is no page any more, but not a digit that became another one. Two
+columns of ``index_results`` have CRC-32 checksums: ``checksum`` of what a resumed run relies on,
+which is cheap to verify in the query that reads it, and ``details_checksum`` of all else that is
+recorded of the index in this and in three other tables. Either is NULL in rows of a psnc that did
+not know them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import Any
+from zlib import crc32
+
+__all__ = ["details_checksum", "result_checksum"]
+
+
+def result_checksum(
+    run_id: int, index: int, status: str, output_paths: str, error: str | None
+) -> int:
+    """Return the checksum of what a resumed run relies on.
+
+    Parameters
+    ----------
+    run_id, index, status, output_paths, error
+        The columns of ``index_results``.
+
+    Examples
+    --------
+    >>> result_checksum(1, 7, "completed", '["out/7.txt"]', None)
+    1813111719
+    """
+    text = f"{run_id}\0{index}\0{status}\0{output_paths}\0{error or ''}"
+    return crc32(text.encode("utf-8", "surrogatepass"))
+
+
+def details_checksum(
+    run_id: int,
+    index: int,
+    figures: Sequence[Any],
+    stages: Sequence[Iterable[Any]],
+    outputs: Sequence[Iterable[Any]],
+    artifacts: Sequence[Iterable[Any]],
+) -> int:
+    """Return the checksum of all else that is recorded of an index.
+
+    Parameters
+    ----------
+    run_id, index : int
+        Which index.
+    figures : sequence
+        ``completed_at``, ``wall_time_ns``, ``peak_memory_bytes``, ``gpu_memory_bytes``,
+        ``worker_id`` and ``measurements``.
+    stages : sequence
+        ``stage_order``, ``stage_name`` and ``wall_time_ns`` of each stage, in order.
+    outputs : sequence
+        ``seq`` and ``path`` of each output file, in order.
+    artifacts : sequence
+        ``filter_order``, ``path`` and ``filter_name`` of each artifact, sorted.
+    """
+    counts = (len(stages), len(outputs), len(artifacts))
+    rows = chain.from_iterable((*stages, *outputs, *artifacts))
+    text = "\0".join(map(str, chain((run_id, index), figures, counts, rows)))
+    return crc32(text.encode("utf-8", "surrogatepass"))

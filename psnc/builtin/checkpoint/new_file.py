@@ -1,0 +1,71 @@
+"""Write a whole new database, which has its name only once it is complete."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from psnc.builtin.checkpoint.connection import DATABASE_ERRORS, connect, raise_store_error
+from psnc.builtin.checkpoint.identity import remains
+from psnc.errors import StoreError
+
+__all__ = ["give_name", "new_database", "refuse_existing"]
+
+
+@contextmanager
+def new_database(output: Path) -> Iterator[sqlite3.Connection]:
+    """Yield a connection to a new database, in a transaction, and name it in the end.
+
+    Raises
+    ------
+    StoreError
+        If there is a file of that name, before or after, or it cannot be written.
+    """
+    refuse_existing(output)
+    aside = output.with_name(f".{output.name}-{os.getpid()}.making")
+    try:
+        with closing(connect(aside, create=True, durability="full")) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+            connection.execute("COMMIT")
+        _wait_for_disk(aside)
+        give_name(aside, output)
+    except (*DATABASE_ERRORS, OSError) as error:
+        raise_store_error(output, "write", error)
+    finally:
+        for ending in ("", "-wal", "-shm", "-journal"):
+            aside.with_name(aside.name + ending).unlink(missing_ok=True)
+
+
+def refuse_existing(output: Path) -> None:
+    """Refuse to write where a file is, or what is left of one.
+
+    Raises
+    ------
+    StoreError
+        If there is any.
+    """
+    for path in (output, *remains(output)):
+        if path.exists() or path.is_symlink():
+            raise StoreError(f"{path} is there already and was left as it is: choose another name")
+
+
+def give_name(aside: Path, output: Path) -> None:
+    """Give a file its name, unless another has it."""
+    try:
+        os.link(aside, output)
+    except FileExistsError:
+        refuse_existing(output)
+        raise
+    except OSError:
+        # Where there are no links. Whoever makes the file first has the name.
+        os.close(os.open(output, os.O_CREAT | os.O_EXCL))
+        os.replace(aside, output)
+
+
+def _wait_for_disk(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
