@@ -92,12 +92,13 @@ def cli(plugins: tuple[str, ...]) -> None:
     \b
     Exit codes:
       0    all is done
-      1    the run is complete, and some indices failed; or a check found something
+      1    some indices failed, or a check found something
       2    something in the input is wrong
       3    the database cannot be read or written
       70   a stage or plugin raised where nothing could record it
       74   the output cannot be written, as to a full disk
-      130  interrupted
+      130  interrupted by Ctrl-C
+      143  ended by SIGTERM
     """  # noqa: D301
 
 
