@@ -721,7 +721,7 @@ def test_run_names_an_index_that_ends_its_worker_each_time(psnc: Command, tmp_pa
 
 def test_run_ends_after_so_many_failures(psnc: Command, tmp_path: Path) -> None:
     (tmp_path / "shaky.py").write_text(FLAKY)
-    code, out, err = psnc("run", "shaky.py:hopeless", "--max-failures", "3")
+    code, out, err = psnc("run", "shaky.py:hopeless", "--max-failures", "3", "--no-progress")
     assert code == 1
     match = re.fullmatch(r"psnc: (\d+) indices failed, and max_failures=3: .*\n", err)
     assert match is not None
