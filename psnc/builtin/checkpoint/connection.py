@@ -86,7 +86,7 @@ def raise_store_error(path: Path, action: str, error: Exception) -> NoReturn:
     reason = str(error)
     if "not a database" in reason:
         raise _no_database(path) from error
-    if "full" in reason:
+    if "full" in reason or "No space" in reason:
         remedy = "free some space and resume: what was recorded before is safe"
     elif "readonly" in reason or "unable to open" in reason or isinstance(error, PermissionError):
         remedy = (
