@@ -244,13 +244,19 @@ def zeros(path: Path) -> None:
     path.write_bytes(b"\0" * 10 * PAGE)
 
 
+def without_run(path: Path) -> None:
+    make_database(path, 2)
+    zero_page(path, root_page(path, "pipeline_runs"))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (foreign, "of another program"),
         (newer, "newer psnc"),
-        (text, "the configuration of no run"),
-        (zeros, "the configuration of no run"),
+        (text, "nothing of a psnc database"),
+        (zeros, "nothing of a psnc database"),
+        (without_run, "the configuration of no run"),
     ],
 )
 def test_what_is_not_this_psncs_is_refused(

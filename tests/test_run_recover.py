@@ -220,7 +220,7 @@ def test_a_lost_database_whose_log_is_left_is_no_reason_to_begin_anew(
         assert said.code == 3
         assert not (tmp_path / "run.db").exists()
         assert (tmp_path / "run.db-wal").read_bytes() == b"x" * 5000
-    assert "configuration of no run" in said.err
+    assert "nothing of a psnc database" in said.err
 
 
 def test_a_database_cut_off_to_nothing_whose_log_is_left_is_refused(

@@ -86,7 +86,7 @@ def raise_store_error(path: Path, action: str, error: Exception) -> NoReturn:
     reason = str(error)
     if "not a database" in reason:
         raise _no_database(path) from error
-    if "full" in reason:
+    if "full" in reason or "No space" in reason:
         remedy = "free some space and resume: what was recorded before is safe"
     elif "readonly" in reason or "unable to open" in reason or isinstance(error, PermissionError):
         remedy = (
@@ -128,17 +128,26 @@ def _no_database(path: Path) -> StoreError:
 
 def _refuse_remains(path: Path) -> None:
     """Refuse to begin anew where a database was lost or cut off, but not what belongs to it."""
-    if path.exists() and path.stat().st_size:
+    if _has_content(path):
         return
-    for ending in ("-wal", "-journal"):
-        beside = path.with_name(path.name + ending)
-        if beside.exists() and beside.stat().st_size:
+    # SQLite itself brings an empty file back from a journal, and throws a log away.
+    endings = ("-wal",) if path.exists() else ("-wal", "-journal")
+    for beside in (path.with_name(path.name + ending) for ending in endings):
+        # In this order: whoever just made the database had it before anything beside it.
+        if _has_content(beside) and not _has_content(path):
             raise StoreError(
                 f"{path} is {'empty' if path.exists() else 'gone'}, and {beside} is left of it: "
                 "restore a copy, salvage it with psnc recover, or move both away to begin anew"
             )
-    if path.exists():
+    if path.exists() and not _has_content(path):
         _logger.warning("%s is an empty file: a new database begins in it", path)
+
+
+def _has_content(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 def _tell_lost_log(path: Path) -> None:

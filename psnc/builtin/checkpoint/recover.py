@@ -196,10 +196,7 @@ def _rebuild(
     runs = {run_id: known_run(row) for run_id, row in rows.items()}
     insert_rows(new, "pipeline_runs", rows.values())
     if not runs:
-        raise StoreError(
-            f"{path}: the configuration of no run can be read, without which nothing else has a "
-            "meaning; it was left as it is: run that pipeline with --recover, which knows its own"
-        )
+        raise _nothing_known(path, source)
     for stored in stored_indices(source):
         problem = problem_of(stored, runs)
         if problem is not None:
@@ -217,3 +214,12 @@ def _rebuild(
         query = f"SELECT count(*) FROM {table}"
         found.kept[table] = new.execute(query).fetchone()[0]
         found.dropped[table] = source.execute(query).fetchone()[0] - found.kept[table]
+
+
+def _nothing_known(path: Path, source: sqlite3.Connection) -> StoreError:
+    if any(source.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() for table in TABLES):
+        return StoreError(
+            f"{path}: the configuration of no run can be read, without which nothing else has a "
+            "meaning; it was left as it is: run that pipeline with --recover, which knows its own"
+        )
+    return StoreError(f"{path}: nothing of a psnc database is in it, and it was left as it is")

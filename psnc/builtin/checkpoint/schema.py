@@ -21,6 +21,7 @@ __all__ = [
     "columns_from",
     "columns_of",
     "create_tables",
+    "missing_columns",
     "schema_columns",
     "table_columns",
 ]
@@ -124,13 +125,19 @@ def _columns(connection: sqlite3.Connection, table: str) -> tuple[Column, ...]:
     return tuple(Column(row[0], row[1], not (row[2] or row[3]), row[3]) for row in rows)
 
 
+def missing_columns(connection: sqlite3.Connection) -> list[tuple[str, Column]]:
+    """Return the columns that an earlier psnc's tables lack, each with its table."""
+    missing = []
+    for table, columns in schema_columns().items():
+        there = columns_of(connection, table)
+        missing += [(table, column) for column in columns if there and column.name not in there]
+    return missing
+
+
 def add_missing_columns(connection: sqlite3.Connection) -> None:
     """Give an earlier psnc's tables the columns that came later; call it within a transaction.
 
     All of them take NULL, so that the earlier psnc goes on to write its rows.
     """
-    for table, columns in schema_columns().items():
-        there = columns_of(connection, table)
-        for column in columns:
-            if there and column.name not in there and column.nullable:
-                connection.execute(f"ALTER TABLE {table} ADD COLUMN {column.name} {column.type}")
+    for table, column in missing_columns(connection):
+        connection.execute(f"ALTER TABLE {table} ADD COLUMN {column.name} {column.type}")

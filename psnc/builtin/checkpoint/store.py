@@ -16,7 +16,7 @@ from psnc.builtin.checkpoint.connection import (
     raise_store_error,
     refuse_other_databases,
 )
-from psnc.builtin.checkpoint.schema import add_missing_columns
+from psnc.builtin.checkpoint.schema import add_missing_columns, missing_columns
 from psnc.builtin.checkpoint.verified import VerifiedStore
 from psnc.builtin.checkpoint.writer import (
     Transaction,
@@ -166,8 +166,10 @@ class SQLiteStore(VerifiedStore):
 
     def _attach(self, run: Run) -> None:
         connection = self._connection()
-        with Transaction(connection):
-            add_missing_columns(connection)
+        if missing_columns(connection):
+            with Transaction(connection):
+                # Another process may have been faster.
+                add_missing_columns(connection)
         self.refuse_damaged_runs()
         find = "SELECT run_id, total_indices FROM pipeline_runs WHERE config_hash = ?"
         row = connection.execute(find, (run.config_hash,)).fetchone()
