@@ -19,6 +19,7 @@ import os
 import re
 import sys
 import types
+import typing
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -32,6 +33,7 @@ from uuid import UUID
 import attrs
 
 from psnc.errors import ConfigurationError
+from psnc.local_classes import captured_variables, is_local, plain_attributes
 from psnc.stages import (
     Filter,
     Sink,
@@ -162,15 +164,38 @@ def _stage_config(stage: Stage) -> dict[str, Any]:
     # Of the class, since an author may well call an attribute or a field of the stage so.
     identity = getattr(type(stage), "identity", None)
     value = identity(stage) if callable(identity) else None
-    if value is None:
-        return config
     try:
-        return {**config, "identity": _canonical(value)}
+        if value is not None:
+            config["identity"] = _canonical(value)
     except _NoCanonicalFormError as error:
         raise ConfigurationError(
             f"{stage_name(stage)}.identity(): {error}, so the pipeline has no stable hash. "
             "Return plain values."
         ) from None
+    try:
+        return {**config, **_local_part(type(stage))}
+    except _NoCanonicalFormError as error:
+        raise ConfigurationError(
+            f"{stage_name(stage)}: {error}, so the pipeline has no stable hash. Pass what it uses "
+            "to the constructor, or define the class at module level."
+        ) from None
+
+
+def _local_part(cls: type) -> dict[str, Any]:
+    """Return what besides its name tells a class from others that its function makes."""
+    names = captured_variables(cls)
+    if names:
+        raise _NoCanonicalFormError(
+            f"a class inside a function ({cls.__qualname__}) that uses the function's "
+            f"{', '.join(map(repr, names))} has no name that tells it from another"
+        )
+    attributes = plain_attributes(cls)
+    return {"attributes": _canonical(attributes)} if attributes else {}
+
+
+def _object_form(value: Any, content: Any) -> Any:
+    local_part = _local_part(type(value))
+    return {"$object": [qualified_name(type(value)), content, *local_part.values()]}
 
 
 def _params_config(stage: Stage) -> dict[str, Any]:
@@ -206,7 +231,7 @@ def _canonical(value: Any) -> Any:
     if value is None or type(value) in (bool, int, str):
         return value
     if isinstance(value, Enum):
-        return {"$enum": [qualified_name(type(value)), value.name]}
+        return _from_enum(value)
     if isinstance(value, Stage):
         return {"$stage": _stage_config(value)}
     if isinstance(value, Content):
@@ -227,11 +252,20 @@ def _canonical(value: Any) -> Any:
     return canonical
 
 
+def _from_enum(member: Enum) -> Any:
+    cls = type(member)
+    # A value of a flag may be made of bits that no member has.
+    nameless = member.name is None and member.value != 0
+    value = [_canonical(member.value)] if nameless or is_local(cls) else []
+    return {"$enum": [qualified_name(cls), member.name, *value]}
+
+
 def _from_own_method(value: Any) -> Any:
     method = getattr(value, "psnc_config", None)
-    if isinstance(value, type) or not callable(method):
+    # What is made of a class, Own[int] say, has the class's attributes.
+    if isinstance(value, type) or not callable(method) or _is_generic(value):
         return None
-    return {"$object": [qualified_name(type(value)), _canonical(method())]}
+    return _object_form(value, _canonical(method()))
 
 
 def _from_number(value: Any) -> Any:
@@ -304,22 +338,42 @@ def _from_array(value: Any) -> Any:
     if isinstance(value, numpy.generic):
         return _from_numpy_scalar(value)
     if isinstance(value, numpy.dtype):
-        return {"$dtype": value.str}
+        return {"$dtype": _dtype_form(value)}
     if not isinstance(value, numpy.ndarray):
         return None
     if isinstance(value, numpy.ma.MaskedArray):
         return {"$masked": [_canonical(value.data), _canonical(numpy.ma.getmaskarray(value))]}
     if value.dtype.names:
         # Field by field, since the bytes between them mean nothing.
-        fields = {name: _canonical(value[name]) for name in value.dtype.names}
-        return {"$array": ["fields", list(value.shape), fields]}
+        return {"$array": ["fields", list(value.shape), _array_fields(value)]}
     if value.dtype.hasobject:
         return {"$array": ["object", list(value.shape), [_canonical(item) for item in value.flat]]}
     content = numpy.ascontiguousarray(value).reshape(-1).view(numpy.uint8).data
     return _array_form(value.dtype.str, value.shape, content)
 
 
+def _dtype_form(dtype: Any) -> Any:
+    """Return a dtype as text; a structured one, whose text is its size alone, in full."""
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return [_dtype_form(base), list(shape)]
+    if dtype.names is None:
+        return dtype.str
+    fields = [(name, *dtype.fields[name][:2]) for name in dtype.names]
+    return [dtype.str, [[name, _dtype_form(each), offset] for name, each, offset in fields]]
+
+
+def _array_fields(array: Any) -> Any:
+    names = array.dtype.names
+    fields = [[name, _canonical(array[name])] for name in names]
+    # An object of JSON has no order, so that this one is for fields in the order of their names.
+    return dict(fields) if list(names) == sorted(names) else fields
+
+
 def _from_numpy_scalar(value: Any) -> Any:
+    if value.dtype.names:
+        fields = [_canonical(value[name]) for name in value.dtype.names]
+        return {"$scalar": [_dtype_form(value.dtype), fields]}
     plain = value.item()
     if value.dtype.kind in "mM" or type(plain) is type(value):
         # Times lose their unit as Python's, and the widest floats have no counterpart there.
@@ -331,12 +385,30 @@ def _array_form(dtype: str, shape: tuple[int, ...], content: Any) -> Any:
     return {"$array": [dtype, list(shape), hashlib.sha256(content).hexdigest()]}
 
 
+def _is_generic(value: Any) -> bool:
+    """Tell ``list[int]`` and the like, which go by the names of their classes, from the classes."""
+    return isinstance(value, types.GenericAlias) or bool(typing.get_args(value))
+
+
+def _from_generic(value: Any) -> Any:
+    arguments = [
+        {"$ellipsis": []} if each is ... else _canonical(each) for each in typing.get_args(value)
+    ]
+    return {"$generic": [_canonical(typing.get_origin(value)), arguments]}
+
+
 def _from_callable(value: Any) -> Any:
+    if _is_generic(value):
+        return _from_generic(value)
     if isinstance(value, partial):
         parts = [value.func, list(value.args), dict(value.keywords)]
         return {"$partial": [_canonical(part) for part in parts]}
-    if isinstance(value, _METHODS) and not isinstance(value.__self__, (type, types.ModuleType)):
-        return {"$method": [_canonical(value.__self__), value.__name__]}
+    if isinstance(value, _METHODS) and not isinstance(value.__self__, types.ModuleType):
+        owner = value.__self__
+        if not isinstance(owner, type):
+            return {"$method": [_canonical(owner), value.__name__]}
+        if not _is_named_after(owner, value):
+            return {"$method": [_canonical(owner), qualified_name(value)]}
     named = isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType))
     # NumPy's ufuncs and C functions of other libraries are callables with a name of their own.
     if not named and not (callable(value) and hasattr(value, "__qualname__")):
@@ -352,6 +424,15 @@ def _from_callable(value: Any) -> Any:
     return {"$callable": qualified_name(value)}
 
 
+def _is_named_after(owner: type, method: Any) -> bool:
+    """Tell whether a class method's name says which class it is of, and not a base that has it."""
+    if isinstance(method, types.MethodType):
+        return qualified_name(method) == f"{qualified_name(owner)}.{method.__name__}"
+    # Those in C are named after the class that they are got from, without its module. Of classes
+    # in Python there are many of one name.
+    return method.__name__ in vars(owner) or "__module__" not in vars(owner)
+
+
 def _from_fields(value: Any) -> Any:
     if attrs.has(type(value)):
         names = [field.name for field in attrs.fields(type(value))]
@@ -360,7 +441,7 @@ def _from_fields(value: Any) -> Any:
     else:
         return None
     fields = {name: _canonical(getattr(value, name)) for name in names}
-    return {"$object": [qualified_name(type(value)), fields]}
+    return _object_form(value, fields)
 
 
 def _sort_key(canonical: Any) -> str:
