@@ -33,7 +33,7 @@ from uuid import UUID
 import attrs
 
 from psnc.errors import ConfigurationError
-from psnc.local_classes import captured_variables, is_local, plain_attributes
+from psnc.local_classes import captured_variables, is_local, never_changes, plain_attributes
 from psnc.stages import (
     Filter,
     Sink,
@@ -181,21 +181,52 @@ def _stage_config(stage: Stage) -> dict[str, Any]:
         ) from None
 
 
-def _local_part(cls: type) -> dict[str, Any]:
-    """Return what besides its name tells a class from others that its function makes."""
-    names = captured_variables(cls)
-    if names:
-        raise _NoCanonicalFormError(
-            f"a class inside a function ({cls.__qualname__}) that uses the function's "
-            f"{', '.join(map(repr, names))} has no name that tells it from another"
-        )
-    attributes = plain_attributes(cls)
-    return {"attributes": _canonical(attributes)} if attributes else {}
+def _local_part(thing: type | types.FunctionType, inside: tuple[Any, ...] = ()) -> dict[str, Any]:
+    """Return what besides its name tells a class or function from others that its function makes.
+
+    Raises
+    ------
+    _NoCanonicalFormError
+        If it uses a variable of the function that may change, or has no canonical form itself.
+    """
+    parts = {}
+    variables = captured_variables(thing)
+    if variables:
+        inside = (*inside, thing)
+        parts["variables"] = {
+            name: _variable_form(thing, name, value, inside) for name, value in variables.items()
+        }
+    attributes = plain_attributes(thing) if isinstance(thing, type) else {}
+    if attributes:
+        parts["attributes"] = _canonical(attributes)
+    return parts
+
+
+def _variable_form(
+    user: type | types.FunctionType, name: str, value: Any, inside: tuple[Any, ...]
+) -> Any:
+    if isinstance(value, types.ModuleType):
+        return {"$module": value.__name__}
+    if isinstance(value, (type, types.FunctionType)):
+        if not is_local(value) or "<lambda>" in value.__qualname__:
+            return _canonical(value)
+        # They may refer to each other in a circle.
+        local_part = {} if value in inside else _local_part(value, inside)
+        return {"$local": [qualified_name(value), local_part]}
+    if never_changes(value):
+        return _canonical(value)
+    kind = "class" if isinstance(user, type) else "function"
+    raise _NoCanonicalFormError(
+        f"a {kind} inside a function ({user.__qualname__}) that uses the function's {name!r}, "
+        "which may change, has no name that tells it from another"
+    )
 
 
 def _object_form(value: Any, content: Any) -> Any:
     local_part = _local_part(type(value))
-    return {"$object": [qualified_name(type(value)), content, *local_part.values()]}
+    return {
+        "$object": [qualified_name(type(value)), content, *([local_part] if local_part else ())]
+    }
 
 
 def _params_config(stage: Stage) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import partial
 from pathlib import Path, PurePosixPath
+from threading import Event
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 from uuid import UUID
@@ -641,24 +642,58 @@ def config_hash_of(filter: Filter[Any, Any]) -> str:
     return Pipeline(source=Numbers(1), filters=[filter], sink=Discard()).config_hash
 
 
+def make_scale_by_helper(factor: Any) -> Filter[Any, Any]:
+    import math
+
+    def scaled(item: Any) -> Any:
+        return scaled(item) if math.isnan(item) else factor * item
+
+    class Scale(Keep):
+        def __call__(self, items: Iterator[Any]) -> Iterator[Any]:
+            return map(scaled, items)
+
+    return Scale()
+
+
+MAKE_SCALE = [
+    make_scale,
+    make_scale_by_attribute,
+    make_scale_by_default,
+    make_scale_by_property,
+    make_scale_by_base,
+    make_scale_by_function,
+    make_scale_by_helper,
+]
+
+
+@pytest.mark.parametrize("make", MAKE_SCALE)
+def test_what_a_class_has_of_its_function_is_part_of_the_hash(make: Any) -> None:
+    assert config_hash_of(make(2)) == config_hash_of(make(2))
+    factors = (2, 3, "2", None, (2,), Path("a"), Color.RED)
+    assert len({config_hash_of(make(factor)) for factor in factors}) == len(factors)
+
+
+def test_a_class_or_function_that_a_class_has_of_its_function_is_known_by_its_name() -> None:
+    kinds = (module_function, other_function, Cell, make_scale, type(make_scale(2)))
+    assert len({config_hash_of(make_scale(kind)) for kind in kinds}) == len(kinds)
+
+
 @pytest.mark.parametrize(
-    "make", [make_scale, make_scale_by_property, make_scale_by_base, make_scale_by_function]
+    "variable", [[], {}, Event(), object()], ids=["list", "dictionary", "event", "object"]
 )
-def test_a_class_that_uses_variables_of_its_function_is_refused(make: Any) -> None:
+def test_a_class_that_uses_what_may_change_in_its_function_is_refused(variable: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        config_hash_of(make(2))
-    name = type(make(2)).__qualname__
+        config_hash_of(make_scale(variable))
     assert str(caught.value) == (
-        f"Scale: a class inside a function ({name}) that uses the function's 'factor' has no name "
-        "that tells it from another, so the pipeline has no stable hash. Pass what it uses to the "
-        "constructor, or define the class at module level."
+        "Scale: a class inside a function (make_scale.<locals>.Scale) that uses the function's "
+        "'factor', which may change, has no name that tells it from another, so the pipeline has "
+        "no stable hash. Pass what it uses to the constructor, or define the class at module level."
     )
 
 
-@pytest.mark.parametrize("make", [make_scale_by_attribute, make_scale_by_default])
-def test_plain_values_that_a_class_has_of_its_function_are_part_of_the_hash(make: Any) -> None:
-    assert config_hash_of(make(2)) == config_hash_of(make(2))
-    assert len({config_hash_of(make(factor)) for factor in (2, 3, "2", None, (2,))}) == 5
+def test_a_class_that_uses_a_lambda_of_its_function_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"^Scale: a lambda .* Pass what it uses"):
+        config_hash_of(make_scale(lambda x: x))
 
 
 def test_a_class_that_has_nothing_of_its_function_is_known_by_its_name() -> None:
@@ -703,19 +738,20 @@ def test_attrs_classes_and_dataclasses_inside_functions_are_known_by_their_field
 FROZEN_DATACLASS = dataclasses.dataclass(frozen=True)
 
 
-def test_a_value_of_a_class_that_uses_variables_of_its_function_is_refused() -> None:
-    def make(factor: int) -> Any:
+def test_a_value_of_a_class_inside_a_function_is_known_by_what_the_class_has_of_it() -> None:
+    def make(factor: Any) -> Any:
         @attrs.frozen
         class Inner:
             width: int
 
             def area(self) -> int:
-                return self.width * factor
+                return self.width * int(factor)
 
         return Inner(1)
 
+    assert hash_of(make(2)) == hash_of(make(2)) != hash_of(make(3))
     with pytest.raises(ConfigurationError, match=r"^Keep\(value=…\): .*'factor'.*no name"):
-        hash_of(make(2))
+        hash_of(make([2]))
 
 
 def test_members_of_an_enum_inside_a_function_are_known_by_their_values_too() -> None:
