@@ -14,7 +14,7 @@ import cloudpickle
 from attrs import Factory, define, field, frozen
 
 from psnc import manager
-from psnc.errors import PipelineError, StoreError
+from psnc.errors import INTERRUPTS, PipelineError, StoreError
 from psnc.execution import error_text, execute, execute_untracked
 from psnc.pipeline import Pipeline
 from psnc.records import IndexRecord
@@ -138,7 +138,7 @@ class WorkerTask:
         self.run.close()
         manager.deactivate()
 
-    def _can_travel(self, exception: Exception | None) -> bool:
+    def _can_travel(self, exception: BaseException | None) -> bool:
         """Tell whether an exception arrives in the driver as what it is."""
         if not self.away:
             return True
@@ -172,11 +172,13 @@ def _culprit(pipeline: Pipeline[Any]) -> str:
     return "the pipeline"
 
 
-def _execute_untracked(run: Run, index: int) -> tuple[IndexRecord, Exception | None]:
+def _execute_untracked(run: Run, index: int) -> tuple[IndexRecord, BaseException | None]:
     started = perf_counter_ns()
     try:
         paths = execute_untracked(run, index)
-    except Exception as error:
+    except INTERRUPTS:
+        raise
+    except BaseException as error:
         return IndexRecord(index, "error", error=error_text(error)), error
     elapsed_ns = perf_counter_ns() - started
     return IndexRecord(index, "completed", tuple(paths), "", elapsed_ns), None
