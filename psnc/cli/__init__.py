@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from io import StringIO
+from io import StringIO, TextIOWrapper
 from typing import TYPE_CHECKING
 
 import click
@@ -103,6 +103,7 @@ def cli(plugins: tuple[str, ...]) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line, and turn psnc's errors into one line and an exit code."""
     given = sys.argv[1:] if arguments is None else arguments
+    _let_odd_names_through()
     try:
         cli.main(args=given, prog_name="psnc", standalone_mode=False)
     except click.exceptions.Exit as exit_:
@@ -134,6 +135,13 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception:
         _print_traceback()
         sys.exit(70)
+
+
+def _let_odd_names_through() -> None:
+    """Have names of files be written as they are, also where their bytes are no text."""
+    stream = sys.stdout
+    if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="surrogateescape")
 
 
 def _is_output_gone() -> bool:

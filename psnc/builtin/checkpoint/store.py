@@ -160,8 +160,9 @@ class SQLiteStore(SQLStore):
         find = "SELECT run_id, total_indices FROM pipeline_runs WHERE config_hash = ?"
         row = connection.execute(find, (run.config_hash,)).fetchone()
         if row is None:
-            values = (run.config_hash, run.pipeline.config_json, utc_timestamp(), run.run_dir)
-            connection.execute(_INSERT_RUN, (*values, run.total_indices, version("psnc")))
+            config, run_dir = run.pipeline.config_json, storable_text(run.run_dir)
+            values = (run.config_hash, config, utc_timestamp(), run_dir, run.total_indices)
+            connection.execute(_INSERT_RUN, (*values, version("psnc")))
             row = connection.execute(find, (run.config_hash,)).fetchone()
         run_id, total_indices = row
         if total_indices != run.total_indices:
