@@ -15,6 +15,7 @@ from typing import Any
 from psnc.errors import PipelineError, PsncError
 from psnc.pipeline import Pipeline
 from psnc.pipeline_files.plain_text import SUFFIXES
+from psnc.provenance import module_of_file
 
 __all__ = ["load_module", "load_pipeline"]
 
@@ -113,12 +114,9 @@ def _load_file(path: Path) -> ModuleType:
 
 def _load_package_member(path: Path) -> ModuleType:
     """Import a file of a package by its dotted name, so that its relative imports work."""
-    parts, root = [path.stem], path.parent
-    while (root / "__init__.py").exists():
-        parts.insert(0, root.name)
-        root = root.parent
+    name, root = module_of_file(path)
     sys.path.insert(0, str(root))
-    return _load_module(".".join(parts), _ADVICE)
+    return _load_module(name, _ADVICE)
 
 
 def _import_error(what: str, error: Exception | SystemExit) -> PsncError:

@@ -49,6 +49,7 @@ __all__ = [
     "Name",
     "canonical_json",
     "config_hash",
+    "module_of_file",
     "pipeline_config",
     "qualified_name",
     "text_values",
@@ -128,8 +129,8 @@ def config_hash(config_json: str) -> str:
 def qualified_name(thing: Any) -> str:
     """Return ``module:qualname`` of a class or function, the same in a script and its workers.
 
-    The script that runs as ``__main__`` goes by its file's name (by its module's name under
-    ``python -m``), so that it hashes alike however it was started.
+    The script that runs as ``__main__`` goes by the name that it is imported by, so that it hashes
+    alike however it was started.
     """
     module = getattr(thing, "__module__", None) or type(thing).__module__
     if module in ("__main__", "__mp_main__"):
@@ -156,7 +157,22 @@ def _main_module_name() -> str:
     if spec is not None:
         return str(spec.name.removesuffix(".__main__"))
     path = getattr(main, "__file__", None)
-    return Path(path).stem if path else "__main__"
+    if not path:
+        return "__main__"
+    name, _ = module_of_file(Path(path))
+    return name.removesuffix(".__main__").removesuffix(".__init__")
+
+
+def module_of_file(path: Path) -> tuple[str, Path]:
+    """Return the dotted name by which a file is imported, and the directory that it is found from.
+
+    The directories above it that have an ``__init__.py`` are packages.
+    """
+    parts, root = [path.stem], path.absolute().parent
+    while (root / "__init__.py").exists() and root != root.parent:
+        parts.insert(0, root.name)
+        root = root.parent
+    return ".".join(parts), root
 
 
 def _stage_config(stage: Stage) -> dict[str, Any]:

@@ -11,11 +11,12 @@ import operator
 import os
 import pickle
 import re
+import sqlite3
 import textwrap
 import typing
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
@@ -950,6 +951,27 @@ def test_a_script_has_one_hash_and_one_record_however_it_is_started(
     assert run_python("-c", "import script").stdout == by_path
     assert list(own_home.rglob("*.db")) == [database]
     assert query(database, rows) == recorded
+
+
+@pytest.mark.parametrize("name", ["convert", "__main__"])
+def test_a_script_in_a_package_has_one_hash_however_it_is_started(
+    tmp_path: Path, run_python: Any, name: str
+) -> None:
+    script = tmp_path / "outer" / "inner" / f"{name}.py"
+    script.parent.mkdir(parents=True)
+    for directory in (script.parent, script.parent.parent):
+        (directory / "__init__.py").touch()
+    script.write_text(textwrap.dedent(SCRIPT) + textwrap.dedent(RUN_HERE))
+    module = "outer.inner" if name == "__main__" else f"outer.inner.{name}"
+    by_path = run_python(script).stdout
+    assert run_python("-m", module).stdout == by_path
+    if name != "__main__":
+        assert run_python("-c", f"import {module}").stdout == by_path
+        script.write_text(textwrap.dedent(SCRIPT))
+        run_python("-m", "psnc", "run", f"{script}:pipeline", "--db-file", "by.db")
+        with closing(sqlite3.connect(tmp_path / "by.db")) as connection:
+            recorded = connection.execute("SELECT config_hash FROM pipeline_runs").fetchone()
+        assert f"{recorded[0]}\n" == by_path
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
