@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -581,20 +581,21 @@ def test_a_filter_without_state_is_shared_by_threads_as_it_is() -> None:
 
 
 def test_a_stage_sees_the_index_as_a_plain_number_from_zero() -> None:
-    seen: list[Any] = []
 
     class Watch(Source[int]):
+        seen: ClassVar[list[int]] = []
+
         def __len__(self) -> int:
             return 5
 
         def __getitem__(self, index: int) -> Iterator[int]:
-            seen.append(index)
+            self.seen.append(index)
             yield index
 
     pipeline = Watch().write(Discard())
     assert pipeline[-1] == ["out/4-0.bin"]
     assert run_pipeline(pipeline, indices=[True, -5]) == [["out/1-0.bin"], ["out/0-0.bin"]]
-    assert [(type(index), index) for index in seen] == [(int, 4), (int, 0), (int, 1)]
+    assert [(type(index), index) for index in Watch.seen] == [(int, 4), (int, 0), (int, 1)]
 
 
 class HoldsALock(Sum):
