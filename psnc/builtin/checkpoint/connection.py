@@ -35,7 +35,9 @@ _BUSY_TIMEOUT_S = 60.0
 _SMALLEST_DATABASE = 512
 
 
-def connect(path: Path, *, create: bool, durability: Durability = "grouped") -> sqlite3.Connection:
+def connect(
+    path: Path, *, create: bool, looking: bool = False, durability: Durability = "grouped"
+) -> sqlite3.Connection:
     """Return a connection to the checkpoint database at ``path``.
 
     Parameters
@@ -44,6 +46,8 @@ def connect(path: Path, *, create: bool, durability: Durability = "grouped") -> 
         The database.
     create : bool
         Whether to make the file, and its directory, where there is none.
+    looking : bool
+        Whether a connection that cannot write will do, as on a disk that is mounted read-only.
     durability : {"grouped", "index", "full"}
         ``"full"`` waits for the disk at every commit.
 
@@ -66,10 +70,26 @@ def connect(path: Path, *, create: bool, durability: Durability = "grouped") -> 
         connection.execute(f"PRAGMA synchronous={'FULL' if durability == 'full' else 'NORMAL'}")
     except sqlite3.Error as error:
         connection.close()
+        if looking and error.sqlite_errorcode & 0xFF in _CANNOT_WRITE:
+            return _connect_to_look(path)
         raise_store_error(path, "open", error)
     except StoreError:
         connection.close()
         raise
+    return connection
+
+
+# Without the right to write, SQLite finds no place for what it has beside the file.
+_CANNOT_WRITE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+
+
+def _connect_to_look(path: Path) -> sqlite3.Connection:
+    connection = _open_to_look(path)
+    try:
+        _is_ours(connection, path)
+    except sqlite3.Error as error:
+        connection.close()
+        raise_store_error(path, "read", error)
     return connection
 
 
@@ -80,6 +100,8 @@ def raise_store_error(path: Path, action: str, error: Exception) -> NoReturn:
         raise _no_database(path) from error
     if "full" in reason:
         remedy = "free some space and resume: what was recorded before is safe"
+    elif "unable to open" in reason and _has_log_alone(path):
+        remedy = "copy it and its -wal file to a directory that is writable, and look there"
     elif "readonly" in reason or "unable to open" in reason or isinstance(error, PermissionError):
         remedy = (
             "make it and its directory writable, or choose another with --db-dir or PSNC_CACHE_DIR"
@@ -163,7 +185,19 @@ def _open_to_look(path: Path) -> sqlite3.Connection:
     # wait in a write-ahead log.
     wal = path.with_name(f"{path.name}-wal")
     mode = "mode=ro" if wal.exists() and wal.stat().st_size else "immutable=1"
-    return sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True)
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?{mode}",
+        timeout=_BUSY_TIMEOUT_S,
+        isolation_level=None,
+        check_same_thread=False,
+        uri=True,
+    )
+
+
+def _has_log_alone(path: Path) -> bool:
+    """Tell whether there are changes that nobody can read without writing an index of them."""
+    wal, shm = (path.with_name(f"{path.name}{end}") for end in ("-wal", "-shm"))
+    return wal.exists() and not shm.exists()
 
 
 def _open(path: Path) -> sqlite3.Connection:

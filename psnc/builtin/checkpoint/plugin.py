@@ -25,7 +25,8 @@ def psnc_open_store(url: str, run: Run | None, create: bool) -> CheckpointStore 
     from psnc.builtin.checkpoint.store import SQLiteStore
 
     config = run.plugins.config if run is not None else Config()
-    return SQLiteStore(Path(url), create=create, config=config)
+    looking = run is None and not create
+    return SQLiteStore(Path(url), create=create, looking=looking, config=config)
 
 
 @hookimpl(trylast=True)

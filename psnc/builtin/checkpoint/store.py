@@ -56,6 +56,8 @@ class SQLiteStore(SQLStore):
         The database file.
     create : bool
         Whether to make it where there is none.
+    looking : bool
+        Whether it may be where nothing can be written.
     config : Config
         Tells the durability.
 
@@ -65,8 +67,9 @@ class SQLiteStore(SQLStore):
         If it cannot be opened.
     """
 
-    def __init__(self, path: Path, *, create: bool, config: Config) -> None:
+    def __init__(self, path: Path, *, create: bool, looking: bool = False, config: Config) -> None:
         self.path = path
+        self._looking = looking
         self._durability = config.durability
         self._local = threading.local()
         self._connections: WeakSet[_ThreadConnection] = WeakSet()
@@ -149,7 +152,9 @@ class SQLiteStore(SQLStore):
         return own.connection
 
     def _new_connection(self, *, create: bool) -> sqlite3.Connection:
-        connection = connect(self.path, create=create, durability=self._durability)
+        connection = connect(
+            self.path, create=create, looking=self._looking, durability=self._durability
+        )
         own = _ThreadConnection(connection)
         self._local.own = own
         self._connections.add(own)
