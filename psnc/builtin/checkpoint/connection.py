@@ -5,6 +5,7 @@ A file that is not psnc's, is damaged, or was written by a newer version is refu
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import threading
@@ -98,7 +99,9 @@ def raise_store_error(path: Path, action: str, error: Exception) -> NoReturn:
     reason = str(error)
     if "not a database" in reason:
         raise _no_database(path) from error
-    if "full" in reason:
+    if _no_descriptor_is_left():
+        remedy = "this process has too many files open: raise the limit (ulimit -n), or close some"
+    elif "full" in reason:
         remedy = "free some space and resume: what was recorded before is safe"
     elif "unable to open" in reason and _has_log_alone(path):
         remedy = "copy it and its -wal file to a directory that is writable, and look there"
@@ -113,6 +116,15 @@ def raise_store_error(path: Path, action: str, error: Exception) -> NoReturn:
     else:
         remedy = "see that its disk is well, and resume"
     raise StoreError(f"cannot {action} database {path} ({reason}): {remedy}") from error
+
+
+def _no_descriptor_is_left() -> bool:
+    """Tell whether no file can be opened, of which SQLite says no more than that of any other."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE)
+    return False
 
 
 def _no_database(path: Path) -> StoreError:

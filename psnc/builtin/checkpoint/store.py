@@ -158,6 +158,7 @@ class SQLiteStore(SQLStore):
         own = _ThreadConnection(connection)
         self._local.own = own
         self._connections.add(own)
+        self.make_room()
         return connection
 
     def _attach(self, run: Run) -> None:
