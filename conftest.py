@@ -111,7 +111,7 @@ def run_console(example: Example) -> str | None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=120,
+            timeout=280,
             check=False,
         )
         printed = NOT_FOR_READERS.sub("", finished.stdout)

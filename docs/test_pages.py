@@ -98,7 +98,7 @@ def test_errors_table_has_every_error_and_its_exit_code():
 
 def test_exit_codes_include_those_of_the_errors():
     documented = {int(code) for code, _ in rows(section(page("command_line.md"), "Exit codes"))}
-    assert documented == {0, 1, 70, 74, 130} | {
+    assert documented == {0, 1, 70, 74, 130, 141} | {
         getattr(psnc.errors, name).exit_code for name in psnc.errors.__all__
     }
 

@@ -27,6 +27,10 @@ __all__ = [
 ]
 
 
+# What ends a program, and is no failure of the index, stage or plugin that it comes through.
+INTERRUPTS = (KeyboardInterrupt, SystemExit)
+
+
 class PsncError(Exception):
     """Base of every error that psnc raises on purpose."""
 

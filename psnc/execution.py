@@ -13,13 +13,12 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter_ns
-from types import NoneType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from attrs import define, evolve, field
 
 from psnc.atomic import atomic_path
-from psnc.errors import StageError
+from psnc.errors import INTERRUPTS, StageError
 from psnc.masking import masked
 from psnc.records import (
     ArtifactRecord,
@@ -73,7 +72,7 @@ class IndexContext:
     logs: list[LogRecord] = field(factory=list)
 
 
-def execute(run: Run, index: int) -> tuple[IndexRecord, Exception | None]:
+def execute(run: Run, index: int) -> tuple[IndexRecord, BaseException | None]:
     """Run one index, or find its earlier result, and have it recorded.
 
     Returns
@@ -183,8 +182,8 @@ class OpenIndex:
     """An index whose work is done by the code in a ``with`` block, not by a chain of stages.
 
     What :meth:`fetch` calls counts as the pipeline's source, all else in the block as its sink. An
-    exception fails the index, and goes on. When ``KeyboardInterrupt``, ``GeneratorExit`` or the
-    like leave the block, nothing is recorded of it.
+    exception fails the index, and goes on. When ``KeyboardInterrupt``, ``SystemExit`` or
+    ``GeneratorExit`` leave the block, nothing is recorded of it.
 
     Parameters
     ----------
@@ -229,7 +228,8 @@ class OpenIndex:
         if os.getpid() != self._context.run.pid:
             # A child that was forked in the block leaves the index to its parent.
             return
-        if self._withdrawn or not isinstance(error, (Exception, NoneType)):
+        # A generator that the block is in ends so, as a loop over it is left.
+        if self._withdrawn or isinstance(error, (*INTERRUPTS, GeneratorExit)):
             self._call("psnc_index_interrupted")
             return
         self._sink.elapsed_ns = perf_counter_ns() - self._started
@@ -253,10 +253,10 @@ def _clocks_of(pipeline: Pipeline[Any]) -> list[_StageClock]:
     return [_StageClock(order, stage) for order, stage in enumerate(stages)]
 
 
-def _measured(context: IndexContext) -> tuple[IndexRecord, Exception | None]:
+def _measured(context: IndexContext) -> tuple[IndexRecord, BaseException | None]:
     run = context.run
     clocks = _clocks_of(run.pipeline)
-    exception: Exception | None = None
+    exception: BaseException | None = None
     outputs: list[str] = []
     artifacts: list[ArtifactRecord] = []
     started = perf_counter_ns()
@@ -268,7 +268,9 @@ def _measured(context: IndexContext) -> tuple[IndexRecord, Exception | None]:
             clock.stage = own
         outputs = _timed_chain(context, clocks)
         artifacts = _flush_stateful(context, clocks)
-    except Exception as error:
+    except INTERRUPTS:
+        raise
+    except BaseException as error:
         exception = error
         outputs, artifacts = [], []
         _log_failure(context, clocks, error)
@@ -281,7 +283,7 @@ def _record_of(
     context: IndexContext,
     clocks: list[_StageClock],
     wall_time_ns: int,
-    exception: Exception | None,
+    exception: BaseException | None,
     outputs: Sequence[str] = (),
     artifacts: Sequence[ArtifactRecord] = (),
 ) -> IndexRecord:
@@ -408,7 +410,7 @@ def _no_paths(sink: Sink[Any] | Stage, returned: Any) -> StageError:
     )
 
 
-def _log_failure(context: IndexContext, clocks: list[_StageClock], error: Exception) -> None:
+def _log_failure(context: IndexContext, clocks: list[_StageClock], error: BaseException) -> None:
     culprit = next((clock.stage for clock in clocks if clock.failed), clocks[-1].stage)
     text = "".join(traceback.format_exception(error)).rstrip()
     message = f"index {context.index} failed in {stage_name(culprit)}\n{text}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import resource
 import sys
 import threading
 import time
@@ -121,6 +122,20 @@ class GroupCommitStore(CheckpointStore):
     def forget_workers(self) -> None:
         """Begin to count the workers' indices anew."""
         self._writer.forget_workers()
+
+    def make_room(self) -> None:
+        """Say that a connection was opened, which may close those that others opened long ago.
+
+        For a store whose connections hold nothing but files: of those there can be too many in a
+        process, one for every pipeline that has run. Called with the gate held.
+        """
+        for store in _with_too_many_connected(self):
+            # One that is at work is not idle, and to wait for it might be to wait for this one.
+            if store.gate.acquire(blocking=False):
+                try:
+                    store.disconnect()
+                finally:
+                    store.gate.release()
 
     # --- recording ----------------------------------------------------------------------------
 
@@ -383,6 +398,32 @@ def _write_in_time(reference: weakref.ref[_GroupWriter], wake: threading.Event) 
         del writer
 
 
+# --- how many are connected -------------------------------------------------------------------
+
+# Those that opened a connection, the latest last.
+_connected: list[weakref.ref[GroupCommitStore]] = []
+_connected_lock = threading.Lock()
+
+# A connection needs three descriptors, as SQLite's do, and psnc leaves most of them to others.
+_LIMIT_FOR_ONE = 12
+_MOST_CONNECTED = 256
+
+
+def _with_too_many_connected(latest: GroupCommitStore) -> list[GroupCommitStore]:
+    """Note who opened a connection, and return those that are to close theirs for it."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        most = _MOST_CONNECTED
+    else:
+        most = max(1, min(limit // _LIMIT_FOR_ONE, _MOST_CONNECTED))
+    with _connected_lock:
+        stores = [store for each in _connected if (store := each()) is not None]
+        stores = [store for store in stores if store is not latest and not store._is_closed]
+        stores.append(latest)
+        _connected[:] = map(weakref.ref, stores[-most:])
+    return stores[:-most]
+
+
 # --- the end of the process -------------------------------------------------------------------
 
 _open_stores: WeakSet[GroupCommitStore] = WeakSet()
@@ -409,9 +450,12 @@ def _hold_open_stores() -> None:
     _held.stores = sorted(_open_stores, key=id)
     for store in _held.stores:
         store.hold()
+    # Last, since whoever has it has a gate, and waits for nothing.
+    _connected_lock.acquire()
 
 
 def _release_held() -> None:
+    _connected_lock.release()
     stores, _held.stores = _held.stores, []
     for store in reversed(stores):
         store.release()

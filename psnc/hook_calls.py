@@ -13,13 +13,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager, suppress
 from operator import itemgetter
 from types import SimpleNamespace
-from typing import Any, TypeGuard
+from typing import Any
 
 import pluggy
 from attrs import frozen
 
 from psnc import hookspecs
-from psnc.errors import StoreError
+from psnc.errors import INTERRUPTS, StoreError
 
 __all__ = ["HookCalls", "by_keyword"]
 
@@ -51,15 +51,15 @@ def by_keyword(function: Callable[..., Any], names: Sequence[str]) -> Callable[[
     return lambda given: function(*pick(given))
 
 
-def _is_the_plugins_own(error: BaseException) -> TypeGuard[Exception]:
+def _is_the_plugins_own(error: BaseException) -> bool:
     """Tell an error that is only counted from what passes through to whoever called the hook."""
-    return isinstance(error, Exception) and not isinstance(error, StoreError)
+    return not isinstance(error, (StoreError, *INTERRUPTS))
 
 
 class _Passing(threading.local):
     """What passes through the hook that the thread is calling, once every plugin has been called.
 
-    The error of a store, or what is no error: ``KeyboardInterrupt`` and the like.
+    The error of a store, or what is no error: ``KeyboardInterrupt`` and ``SystemExit``.
     """
 
     error: BaseException | None = None
@@ -158,9 +158,9 @@ class HookCalls(pluggy.PluginManager):
                 result = observer.call(arguments)
                 if result is not None and check is not None:
                     check(result)
-            except StoreError:
+            except (StoreError, *INTERRUPTS):
                 raise
-            except Exception as error:
+            except BaseException as error:
                 self._report(observer.plugin_name, hook_name, error)
             else:
                 if result is not None:
@@ -200,7 +200,7 @@ class HookCalls(pluggy.PluginManager):
         else:
             self._passing.error = self._passing.error or error
 
-    def _report(self, plugin_name: str, hook_name: str, error: Exception) -> None:
+    def _report(self, plugin_name: str, hook_name: str, error: BaseException) -> None:
         key = f"{plugin_name}: {hook_name}"
         with self._lock:
             first = key not in self._logged

@@ -18,6 +18,7 @@ from psnc import errors
 from psnc.errors import PipelineError, PsncError
 from psnc.pipeline import Pipeline
 from psnc.pipeline_files.plain_text import SUFFIXES
+from psnc.provenance import module_of_file
 
 __all__ = ["load_exceptions", "load_module", "load_pipeline"]
 
@@ -50,7 +51,7 @@ def load_pipeline(target: str) -> Pipeline[Any]:
     return _as_pipeline(_attribute(load_module(place), name, target), target)
 
 
-def load_exceptions(names: Iterable[str]) -> tuple[type[Exception], ...]:
+def load_exceptions(names: Iterable[str]) -> tuple[type[BaseException], ...]:
     """Return classes of exceptions by name.
 
     Parameters
@@ -67,13 +68,14 @@ def load_exceptions(names: Iterable[str]) -> tuple[type[Exception], ...]:
     return tuple(_load_exception(name) for name in names)
 
 
-def _load_exception(name: str) -> type[Exception]:
+def _load_exception(name: str) -> type[BaseException]:
     place, separator, attribute = name.rpartition(":")
     if separator:
         found = getattr(load_module(place), attribute, None)
     else:
         found = getattr(builtins, name, None) or getattr(errors, name, None)
-    if isinstance(found, type) and issubclass(found, Exception):
+    is_class = isinstance(found, type) and issubclass(found, BaseException)
+    if is_class and not issubclass(found, errors.INTERRUPTS):
         return found
     raise PipelineError(
         f"{name!r} is no class of exceptions: write OSError or another of Python's own, or "
@@ -147,12 +149,9 @@ def _load_file(path: Path) -> ModuleType:
 
 def _load_package_member(path: Path) -> ModuleType:
     """Import a file of a package by its dotted name, so that its relative imports work."""
-    parts, root = [path.stem], path.parent
-    while (root / "__init__.py").exists():
-        parts.insert(0, root.name)
-        root = root.parent
+    name, root = module_of_file(path)
     sys.path.insert(0, str(root))
-    return _load_module(".".join(parts), _ADVICE)
+    return _load_module(name, _ADVICE)
 
 
 def _import_error(what: str, error: Exception | SystemExit) -> PsncError:

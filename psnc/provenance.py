@@ -19,6 +19,7 @@ import os
 import re
 import sys
 import types
+import typing
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -32,6 +33,7 @@ from uuid import UUID
 import attrs
 
 from psnc.errors import ConfigurationError
+from psnc.local_classes import captured_variables, is_local, never_changes, plain_attributes
 from psnc.stages import (
     Filter,
     Sink,
@@ -47,6 +49,7 @@ __all__ = [
     "Name",
     "canonical_json",
     "config_hash",
+    "module_of_file",
     "pipeline_config",
     "qualified_name",
     "text_values",
@@ -126,8 +129,8 @@ def config_hash(config_json: str) -> str:
 def qualified_name(thing: Any) -> str:
     """Return ``module:qualname`` of a class or function, the same in a script and its workers.
 
-    The script that runs as ``__main__`` goes by its file's name (by its module's name under
-    ``python -m``), so that it hashes alike however it was started.
+    The script that runs as ``__main__`` goes by the name that it is imported by, so that it hashes
+    alike however it was started.
     """
     module = getattr(thing, "__module__", None) or type(thing).__module__
     if module in ("__main__", "__mp_main__"):
@@ -154,7 +157,22 @@ def _main_module_name() -> str:
     if spec is not None:
         return str(spec.name.removesuffix(".__main__"))
     path = getattr(main, "__file__", None)
-    return Path(path).stem if path else "__main__"
+    if not path:
+        return "__main__"
+    name, _ = module_of_file(Path(path))
+    return name.removesuffix(".__main__").removesuffix(".__init__")
+
+
+def module_of_file(path: Path) -> tuple[str, Path]:
+    """Return the dotted name by which a file is imported, and the directory that it is found from.
+
+    The directories above it that have an ``__init__.py`` are packages.
+    """
+    parts, root = [path.stem], path.absolute().parent
+    while (root / "__init__.py").exists() and root != root.parent:
+        parts.insert(0, root.name)
+        root = root.parent
+    return ".".join(parts), root
 
 
 def _stage_config(stage: Stage) -> dict[str, Any]:
@@ -162,15 +180,69 @@ def _stage_config(stage: Stage) -> dict[str, Any]:
     # Of the class, since an author may well call an attribute or a field of the stage so.
     identity = getattr(type(stage), "identity", None)
     value = identity(stage) if callable(identity) else None
-    if value is None:
-        return config
     try:
-        return {**config, "identity": _canonical(value)}
+        if value is not None:
+            config["identity"] = _canonical(value)
     except _NoCanonicalFormError as error:
         raise ConfigurationError(
             f"{stage_name(stage)}.identity(): {error}, so the pipeline has no stable hash. "
             "Return plain values."
         ) from None
+    try:
+        return {**config, **_local_part(type(stage))}
+    except _NoCanonicalFormError as error:
+        raise ConfigurationError(
+            f"{stage_name(stage)}: {error}, so the pipeline has no stable hash. Pass what it uses "
+            "to the constructor, or define the class at module level."
+        ) from None
+
+
+def _local_part(thing: type | types.FunctionType, inside: tuple[Any, ...] = ()) -> dict[str, Any]:
+    """Return what besides its name tells a class or function from others that its function makes.
+
+    Raises
+    ------
+    _NoCanonicalFormError
+        If it uses a variable of the function that may change, or has no canonical form itself.
+    """
+    parts = {}
+    variables = captured_variables(thing)
+    if variables:
+        inside = (*inside, thing)
+        parts["variables"] = {
+            name: _variable_form(thing, name, value, inside) for name, value in variables.items()
+        }
+    attributes = plain_attributes(thing) if isinstance(thing, type) else {}
+    if attributes:
+        parts["attributes"] = _canonical(attributes)
+    return parts
+
+
+def _variable_form(
+    user: type | types.FunctionType, name: str, value: Any, inside: tuple[Any, ...]
+) -> Any:
+    if isinstance(value, types.ModuleType):
+        return {"$module": value.__name__}
+    if isinstance(value, (type, types.FunctionType)):
+        if not is_local(value) or "<lambda>" in value.__qualname__:
+            return _canonical(value)
+        # They may refer to each other in a circle.
+        local_part = {} if value in inside else _local_part(value, inside)
+        return {"$local": [qualified_name(value), local_part]}
+    if never_changes(value):
+        return _canonical(value)
+    kind = "class" if isinstance(user, type) else "function"
+    raise _NoCanonicalFormError(
+        f"a {kind} inside a function ({user.__qualname__}) that uses the function's {name!r}, "
+        "which may change, has no name that tells it from another"
+    )
+
+
+def _object_form(value: Any, content: Any) -> Any:
+    local_part = _local_part(type(value))
+    return {
+        "$object": [qualified_name(type(value)), content, *([local_part] if local_part else ())]
+    }
 
 
 def _params_config(stage: Stage) -> dict[str, Any]:
@@ -206,7 +278,7 @@ def _canonical(value: Any) -> Any:
     if value is None or type(value) in (bool, int, str):
         return value
     if isinstance(value, Enum):
-        return {"$enum": [qualified_name(type(value)), value.name]}
+        return _from_enum(value)
     if isinstance(value, Stage):
         return {"$stage": _stage_config(value)}
     if isinstance(value, Content):
@@ -227,11 +299,20 @@ def _canonical(value: Any) -> Any:
     return canonical
 
 
+def _from_enum(member: Enum) -> Any:
+    cls = type(member)
+    # A value of a flag may be made of bits that no member has.
+    nameless = member.name is None and member.value != 0
+    value = [_canonical(member.value)] if nameless or is_local(cls) else []
+    return {"$enum": [qualified_name(cls), member.name, *value]}
+
+
 def _from_own_method(value: Any) -> Any:
     method = getattr(value, "psnc_config", None)
-    if isinstance(value, type) or not callable(method):
+    # What is made of a class, Own[int] say, has the class's attributes.
+    if isinstance(value, type) or not callable(method) or _is_generic(value):
         return None
-    return {"$object": [qualified_name(type(value)), _canonical(method())]}
+    return _object_form(value, _canonical(method()))
 
 
 def _from_number(value: Any) -> Any:
@@ -304,22 +385,42 @@ def _from_array(value: Any) -> Any:
     if isinstance(value, numpy.generic):
         return _from_numpy_scalar(value)
     if isinstance(value, numpy.dtype):
-        return {"$dtype": value.str}
+        return {"$dtype": _dtype_form(value)}
     if not isinstance(value, numpy.ndarray):
         return None
     if isinstance(value, numpy.ma.MaskedArray):
         return {"$masked": [_canonical(value.data), _canonical(numpy.ma.getmaskarray(value))]}
     if value.dtype.names:
         # Field by field, since the bytes between them mean nothing.
-        fields = {name: _canonical(value[name]) for name in value.dtype.names}
-        return {"$array": ["fields", list(value.shape), fields]}
+        return {"$array": ["fields", list(value.shape), _array_fields(value)]}
     if value.dtype.hasobject:
         return {"$array": ["object", list(value.shape), [_canonical(item) for item in value.flat]]}
     content = numpy.ascontiguousarray(value).reshape(-1).view(numpy.uint8).data
     return _array_form(value.dtype.str, value.shape, content)
 
 
+def _dtype_form(dtype: Any) -> Any:
+    """Return a dtype as text; a structured one, whose text is its size alone, in full."""
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return [_dtype_form(base), list(shape)]
+    if dtype.names is None:
+        return dtype.str
+    fields = [(name, *dtype.fields[name][:2]) for name in dtype.names]
+    return [dtype.str, [[name, _dtype_form(each), offset] for name, each, offset in fields]]
+
+
+def _array_fields(array: Any) -> Any:
+    names = array.dtype.names
+    fields = [[name, _canonical(array[name])] for name in names]
+    # An object of JSON has no order, so that this one is for fields in the order of their names.
+    return dict(fields) if list(names) == sorted(names) else fields
+
+
 def _from_numpy_scalar(value: Any) -> Any:
+    if value.dtype.names:
+        fields = [_canonical(value[name]) for name in value.dtype.names]
+        return {"$scalar": [_dtype_form(value.dtype), fields]}
     plain = value.item()
     if value.dtype.kind in "mM" or type(plain) is type(value):
         # Times lose their unit as Python's, and the widest floats have no counterpart there.
@@ -331,12 +432,30 @@ def _array_form(dtype: str, shape: tuple[int, ...], content: Any) -> Any:
     return {"$array": [dtype, list(shape), hashlib.sha256(content).hexdigest()]}
 
 
+def _is_generic(value: Any) -> bool:
+    """Tell ``list[int]`` and the like, which go by the names of their classes, from the classes."""
+    return isinstance(value, types.GenericAlias) or bool(typing.get_args(value))
+
+
+def _from_generic(value: Any) -> Any:
+    arguments = [
+        {"$ellipsis": []} if each is ... else _canonical(each) for each in typing.get_args(value)
+    ]
+    return {"$generic": [_canonical(typing.get_origin(value)), arguments]}
+
+
 def _from_callable(value: Any) -> Any:
+    if _is_generic(value):
+        return _from_generic(value)
     if isinstance(value, partial):
         parts = [value.func, list(value.args), dict(value.keywords)]
         return {"$partial": [_canonical(part) for part in parts]}
-    if isinstance(value, _METHODS) and not isinstance(value.__self__, (type, types.ModuleType)):
-        return {"$method": [_canonical(value.__self__), value.__name__]}
+    if isinstance(value, _METHODS) and not isinstance(value.__self__, types.ModuleType):
+        owner = value.__self__
+        if not isinstance(owner, type):
+            return {"$method": [_canonical(owner), value.__name__]}
+        if not _is_named_after(owner, value):
+            return {"$method": [_canonical(owner), qualified_name(value)]}
     named = isinstance(value, (type, types.FunctionType, types.BuiltinFunctionType))
     # NumPy's ufuncs and C functions of other libraries are callables with a name of their own.
     if not named and not (callable(value) and hasattr(value, "__qualname__")):
@@ -352,6 +471,15 @@ def _from_callable(value: Any) -> Any:
     return {"$callable": qualified_name(value)}
 
 
+def _is_named_after(owner: type, method: Any) -> bool:
+    """Tell whether a class method's name says which class it is of, and not a base that has it."""
+    if isinstance(method, types.MethodType):
+        return qualified_name(method) == f"{qualified_name(owner)}.{method.__name__}"
+    # Those in C are named after the class that they are got from, without its module. Of classes
+    # in Python there are many of one name.
+    return method.__name__ in vars(owner) or "__module__" not in vars(owner)
+
+
 def _from_fields(value: Any) -> Any:
     if attrs.has(type(value)):
         names = [field.name for field in attrs.fields(type(value))]
@@ -360,7 +488,7 @@ def _from_fields(value: Any) -> Any:
     else:
         return None
     fields = {name: _canonical(getattr(value, name)) for name in names}
-    return {"$object": [qualified_name(type(value)), fields]}
+    return _object_form(value, fields)
 
 
 def _sort_key(canonical: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from psnc.errors import PipelineError
+from psnc.errors import INTERRUPTS, PipelineError
 
 __all__ = ["RetryPolicy"]
 
@@ -24,7 +24,8 @@ def _exception_classes(value: Any) -> tuple[type[BaseException], ...]:
         value = (value,)
     classes = tuple(value) if isinstance(value, Iterable) else (value,)
     for each in classes:
-        if not (isinstance(each, type) and issubclass(each, Exception)):
+        is_class = isinstance(each, type) and issubclass(each, BaseException)
+        if not is_class or issubclass(each, INTERRUPTS):
             raise PipelineError(
                 f"retry_on: {each!r} is no class of exceptions: give one such as OSError, or more"
             )
@@ -50,7 +51,7 @@ class RetryPolicy:
 
     retries: int = 0
     retry_on: tuple[type[BaseException], ...] = field(
-        default=(Exception,), converter=_exception_classes
+        default=(BaseException,), converter=_exception_classes
     )
     retry_delay: float = 1.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import threading
 import uuid
@@ -169,22 +170,31 @@ class Run:
         if holds_many_runs and not self.pipeline.resume:
             return
         recorded = [row for row in store.runs() if row.config_hash == self.config_hash]
-        if not recorded or recorded[-1].run_dir == self.run_dir:
+        if not recorded or _escaped(recorded[-1].run_dir) == _escaped(self.run_dir):
             return
+        there = _unescaped(recorded[-1].run_dir)
         for text in text_values(self.pipeline.config):
             if not text or os.path.isabs(text):
                 continue
-            if any(
-                os.path.exists(os.path.join(each, text))
-                for each in (self.run_dir, recorded[-1].run_dir)
-            ):
+            if any(os.path.exists(os.path.join(each, text)) for each in (self.run_dir, there)):
                 place = shown_url(self.pipeline.configured_store_url)
+                here = os.fsencode(self.run_dir).decode("utf-8", "backslashreplace")
                 other = "store" if holds_many_runs else "db_dir"
                 raise StoreError(
                     f"{place} was recorded in {recorded[-1].run_dir}, "
-                    f"where the relative path {text!r} is another than in {self.run_dir}: run from "
+                    f"where the relative path {text!r} is another than in {here}: run from "
                     f"there, give absolute paths, or choose another {other}"
                 )
+
+
+def _escaped(directory: str) -> str:
+    """Return a directory as every store would have it, whatever characters it can hold."""
+    return directory.encode("ascii", "backslashreplace").decode()
+
+
+def _unescaped(directory: str) -> str:
+    """Return a recorded directory by the name that it has on disk, if that is no UTF-8."""
+    return re.sub(r"\\u(dc[89a-f][0-9a-f])", lambda odd: chr(int(odd[1], 16)), directory)
 
 
 def _working_directory() -> str:

@@ -42,7 +42,7 @@ def run_pipeline(
     db_dir: str | os.PathLike[str] | None = None,
     store: str | None = None,
     retries: int = 0,
-    retry_on: type[Exception] | tuple[type[Exception], ...] = Exception,
+    retry_on: type[BaseException] | tuple[type[BaseException], ...] = BaseException,
     retry_delay: float = 1.0,
     timeout: float | None = None,
     max_failures: int | None = None,

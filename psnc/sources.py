@@ -57,6 +57,8 @@ class SequenceSource(Source[T]):
     (3, ['three'])
     """
 
+    _copies_objects = False
+
     def __init__(
         self,
         sequence: Annotated[Indexable[T], Param(description="What is to be a source.")],

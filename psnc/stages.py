@@ -6,13 +6,16 @@ called: they are what the pipeline's hash, and so its checkpoint, is made from.
 
 from __future__ import annotations
 
+import copy
 import copyreg
 import dataclasses
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from enum import Enum
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -93,14 +96,20 @@ class Stage:
     name: ClassVar[str] = ""
     description: ClassVar[str] = ""
 
+    # Not where arguments are the very items that the stage yields.
+    _copies_objects: ClassVar[bool] = True
+
     def __new__(cls, /, *args: Any, **kwargs: Any) -> Self:
         """Remember the arguments, before the author's constructor can change them."""
         if cls.__init__ is object.__init__ and (args or kwargs):
             # Python itself stops saying so for classes with a __new__ of their own.
             raise TypeError(f"{cls.__name__}() takes no arguments")
         stage = super().__new__(cls)
-        # Containers are copied, since a constructor may sort or empty the list it was given.
-        captured = (copy_containers(args), copy_containers(kwargs))
+        # A constructor may sort or empty the list that it is given, and change an object's fields.
+        captured = (
+            copy_containers(args, with_objects=cls._copies_objects),
+            copy_containers(kwargs, with_objects=cls._copies_objects),
+        )
         stage.__dict__[_ARGUMENTS] = captured
         return stage
 
@@ -350,13 +359,79 @@ def _declared(annotation: Any) -> Param | None:
     return next(filter(None, map(_declared, get_args(annotation))), None)
 
 
-def copy_containers(value: Any) -> Any:
-    """Copy lists, tuples, sets and dictionaries, those inside them too, and nothing else."""
-    if type(value) is dict:
-        return {key: copy_containers(item) for key, item in value.items()}
-    if type(value) in (list, tuple, set, frozenset):
-        return type(value)(copy_containers(item) for item in value)
-    return value
+def copy_containers(value: Any, *, with_objects: bool = False) -> Any:
+    """Copy lists, tuples, sets and dictionaries, and those inside them too.
+
+    Parameters
+    ----------
+    value : Any
+        What may be one.
+    with_objects : bool
+        Copy instances of attrs classes and dataclasses besides. A copy has their fields alone.
+    """
+    return _Copier(with_objects).copy(value)
+
+
+class _Copier:
+    """Copies containers once each, so that objects may refer to each other in circles."""
+
+    def __init__(self, with_objects: bool) -> None:
+        self._with_objects = with_objects
+        # Each with the object itself, so that no other one can take its address meanwhile.
+        self._objects: dict[int, tuple[Any, Any]] = {}
+
+    def copy(self, value: Any) -> Any:
+        kind = type(value)
+        if kind in _NEVER_COPIED:
+            return value
+        if kind is dict:
+            return {key: self.copy(item) for key, item in value.items()}
+        if kind in (list, tuple, set, frozenset):
+            return kind(self.copy(item) for item in value)
+        if isinstance(value, (dict, list, tuple, set, bytearray, MappingProxyType)):
+            # Whatever a class of somebody's own does when it is copied.
+            with suppress(Exception):
+                return self._copy_of_another_kind(value)
+        elif self._with_objects and _has_fields(kind):
+            with suppress(Exception):
+                return self._copy_of_object(value)
+        return value
+
+    def _copy_of_another_kind(self, value: Any) -> Any:
+        """Copy an ordered dictionary, a named tuple or the like."""
+        if isinstance(value, MappingProxyType):
+            return MappingProxyType({key: self.copy(item) for key, item in value.items()})
+        if isinstance(value, tuple):
+            return tuple.__new__(type(value), map(self.copy, value))
+        copied = copy.copy(value)
+        if isinstance(value, dict):
+            for key, item in value.items():
+                dict.__setitem__(copied, key, self.copy(item))
+        elif isinstance(value, list):
+            list.__setitem__(copied, slice(None), list(map(self.copy, value)))
+        return copied
+
+    def _copy_of_object(self, value: Any) -> Any:
+        if id(value) in self._objects:
+            return self._objects[id(value)][1]
+        kind = type(value)
+        copied = object.__new__(kind)
+        self._objects[id(value)] = (value, copied)
+        fields = attrs.fields(kind) if attrs.has(kind) else dataclasses.fields(value)
+        for field in fields:
+            # A frozen one would not have it otherwise.
+            object.__setattr__(copied, field.name, self.copy(getattr(value, field.name)))
+        return copied
+
+
+_NEVER_COPIED = frozenset({type(None), bool, int, float, str, bytes})
+
+
+def _has_fields(kind: type) -> bool:
+    """Tell whether a value is known by its fields alone, and a copy's end means nothing."""
+    if issubclass(kind, (Stage, Enum)) or hasattr(kind, "psnc_config") or hasattr(kind, "__del__"):
+        return False
+    return attrs.has(kind) or dataclasses.is_dataclass(kind)
 
 
 def _restore(cls: type[Stage], arguments: tuple[Any, Any]) -> Stage:

@@ -16,7 +16,7 @@ import cloudpickle
 from attrs import Factory, define, field, frozen
 
 from psnc import manager
-from psnc.errors import PipelineError, StoreError
+from psnc.errors import INTERRUPTS, PipelineError, StoreError
 from psnc.execution import error_text, execute, execute_untracked
 from psnc.pipeline import Pipeline
 from psnc.records import IndexRecord
@@ -139,7 +139,7 @@ class WorkerTask:
             return False
         return self.group_ends is None or records[-1].index in self.group_ends
 
-    def _run_one(self, index: int) -> tuple[IndexRecord, Exception | None]:
+    def _run_one(self, index: int) -> tuple[IndexRecord, BaseException | None]:
         run_one = execute if self.run.pipeline.track_metrics else _execute_untracked
         if self._time_limit is None:
             return run_one(self.run, index)
@@ -228,7 +228,7 @@ class WorkerTask:
         self.run.close()
         manager.deactivate()
 
-    def _can_travel(self, exception: Exception | None) -> bool:
+    def _can_travel(self, exception: BaseException | None) -> bool:
         """Tell whether an exception arrives in the driver as what it is."""
         if not self.away:
             return True
@@ -272,11 +272,13 @@ def _culprit(pipeline: Pipeline[Any]) -> str:
     return "the pipeline"
 
 
-def _execute_untracked(run: Run, index: int) -> tuple[IndexRecord, Exception | None]:
+def _execute_untracked(run: Run, index: int) -> tuple[IndexRecord, BaseException | None]:
     started = perf_counter_ns()
     try:
         paths = execute_untracked(run, index)
-    except Exception as error:
+    except INTERRUPTS:
+        raise
+    except BaseException as error:
         return IndexRecord(index, "error", error=error_text(error)), error
     elapsed_ns = perf_counter_ns() - started
     return IndexRecord(index, "completed", tuple(paths), "", elapsed_ns), None

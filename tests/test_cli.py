@@ -606,10 +606,56 @@ def test_what_nothing_could_record_has_a_traceback_and_an_exit_code_of_its_own(
     assert err.rstrip().endswith("OSError: no mount")
 
 
-def test_a_reader_that_has_seen_enough_ends_the_command_quietly(database: Path) -> None:
-    command = f"{sys.executable} -m psnc status {database} | true"
-    finished = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
-    assert finished.stderr == ""
+def _without_a_reader(*arguments: str, stream: str = "stdout") -> tuple[int, str]:
+    """Run a command with a pipe that nobody reads; return its exit code, and what else it said."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: writer}
+    finished = subprocess.run(
+        [sys.executable, "-m", "psnc", *arguments],
+        env={**os.environ, "PYTHONPATH": TESTS_FIRST},
+        text=True,
+        check=False,
+        **streams,  # type: ignore[call-overload]
+    )
+    os.close(writer)
+    return finished.returncode, finished.stderr or ""
+
+
+@pytest.mark.parametrize("command", ["run", "status", "errors", "--help", "run --help", "stages"])
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly(
+    database: Path, command: str
+) -> None:
+    target = {"run": ["numbers_file:healthy", "--no-progress"]}.get(command, [str(database)])
+    takes_target = command in ("run", "status", "errors")
+    code, err = _without_a_reader(*command.split(), *(target if takes_target else ()))
+    assert (code, err) == (141, "")
+
+
+def test_all_is_recorded_though_nobody_reads_the_output(tmp_path: Path, database: Path) -> None:
+    recorded = str(tmp_path / "unread.db")
+    code, _ = _without_a_reader("run", "numbers_file:healthy", "--db-file", recorded)
+    assert code == 141
+    with closing(sqlite3.connect(recorded)) as connection:
+        statuses = connection.execute("SELECT DISTINCT status FROM index_results").fetchall()
+    assert statuses == [("completed",)]
+
+
+def test_errors_that_nobody_reads_end_the_command_quietly(tmp_path: Path) -> None:
+    code, _ = _without_a_reader("status", str(tmp_path / "missing.db"), stream="stderr")
+    assert code == 141
+
+
+def test_a_broken_pipe_of_a_plugins_own_is_told_with_its_traceback(
+    psnc: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "piping.py").write_text(
+        "import click, psnc\n@click.command()\ndef pipe():\n    raise BrokenPipeError('its own')\n"
+        "@psnc.hookimpl\ndef psnc_add_commands(cli):\n    cli.add_command(pipe)\n"
+    )
+    code, _, err = psnc("-p", "piping", "pipe")
+    assert code == 70
+    assert err.rstrip().endswith("BrokenPipeError: its own")
 
 
 @pytest.mark.parametrize("command", ["run", "status"])

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from stages_for_tests import Discard, Journal, Numbers, WriteText, numbers_pipeline, read_journal
+from command_line import PIPELINE
+from drivers import BACKENDS, jobs
+from stages_for_tests import (
+    TESTS_FIRST,
+    Discard,
+    Journal,
+    Numbers,
+    WriteText,
+    numbers_pipeline,
+    read_journal,
+)
 
 from psnc import Pipeline, StoreError, run_pipeline
 
@@ -143,6 +155,56 @@ def test_resume_runs_only_what_is_not_completed(journal: str) -> None:
     assert read_journal(journal) == [1, 2, 0, 3]
     assert run_pipeline(again) == expected
     assert read_journal(journal) == [1, 2, 0, 3]
+
+
+@pytest.fixture
+def odd_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a directory whose name is no UTF-8."""
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/odd\xff"))
+    path.mkdir()
+    monkeypatch.chdir(path)
+    return path
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_run_in_a_directory_whose_name_is_no_utf_8_is_recorded_and_resumed(
+    odd_directory: Path, backend: str, query: Any
+) -> None:
+    Path("data").touch()
+    for index in (0, 1):
+        pipeline = Pipeline(Journal(4, "data"), sink=Discard(), resume=True)
+        run_pipeline(pipeline, jobs(backend), backend, indices=[index])
+    assert pipeline.completed_indices == {0, 1}
+    assert read_journal("data") == [0, 1]
+    recorded = query(pipeline.db_path, "SELECT run_dir FROM pipeline_runs")
+    assert recorded == [(f"{odd_directory.parent}/odd\\udcff",)]
+
+
+def test_a_run_of_a_directory_whose_name_is_no_utf_8_is_not_resumed_elsewhere(
+    odd_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("data").touch()
+    run_pipeline(Pipeline(Journal(1, "data"), sink=Discard(), resume=True))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StoreError) as caught:
+        run_pipeline(Pipeline(Journal(1, "data"), sink=Discard(), resume=True))
+    assert f"was recorded in {tmp_path}/odd\\udcff, where the relative path" in str(caught.value)
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8", "en_US.UTF-8"])
+def test_the_command_line_works_in_a_directory_whose_name_is_no_utf_8(
+    odd_directory: Path, locale: str
+) -> None:
+    Path("three.py").write_text(PIPELINE)
+    # What the standard output is like in most places, of which a test may find no locale.
+    strict = {"PYTHONIOENCODING": "utf-8:strict"} if locale == "en_US.UTF-8" else {}
+    env = {**os.environ, "PYTHONPATH": TESTS_FIRST, "LC_ALL": locale, **strict}
+    for arguments in (["run", "three.py:pipeline", "--db-file", "a.db"], ["status", "a.db"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "psnc", *arguments], env=env, capture_output=True, check=False
+        )
+        assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
+        assert b"/odd" in done.stdout
 
 
 def test_resume_finds_a_database_by_db_file(tmp_path: Path, journal: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -137,6 +138,26 @@ class Interrupt(Filter[int, int]):
         for item in items:
             if item == self.at:
                 raise KeyboardInterrupt
+            yield item
+
+
+class PanicError(BaseException):
+    """Derives as Rust's panics do, and cannot be pickled."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.lock = threading.Lock()
+
+
+class Panic(Filter[int, int]):
+    def __init__(self, at: int, kind: type[BaseException]) -> None:
+        self.at = at
+        self.kind = kind
+
+    def __call__(self, items: Iterator[int]) -> Iterator[int]:
+        for item in items:
+            if item == self.at:
+                raise self.kind("so be it")
             yield item
 
 
@@ -400,6 +421,47 @@ def test_an_exception_whose_text_cannot_be_made_is_recorded_all_the_same() -> No
     assert all("SpeechlessError" in error for error in pipeline.failed_indices.values())
 
 
+BASE_EXCEPTIONS = [asyncio.CancelledError, GeneratorExit, BaseException, PanicError]
+
+
+@pytest.mark.parametrize("kind", BASE_EXCEPTIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_no_exception_fails_its_index_alone(
+    backend: str, kind: type[BaseException], query: Callable[..., Any]
+) -> None:
+    pipeline = Numbers(6).filter(Panic(2, kind)).write(Discard())
+    results = run_pipeline(pipeline, jobs(backend), backend)
+    assert [index for index, paths in enumerate(results) if not paths] == [2]
+    assert pipeline.failed_indices == {2: f"{kind.__name__}: so be it"}
+    assert pipeline.completed_indices == {0, 1, 3, 4, 5}
+    assert _traceback(pipeline, query, 2).startswith("index 2 failed in Panic\nTraceback")
+    assert {worker["current_index"] for worker in pipeline.active_workers} == {None}
+
+
+@pytest.mark.parametrize("kind", BASE_EXCEPTIONS)
+def test_what_is_no_exception_is_recorded_and_raised_as_it_is(kind: type[BaseException]) -> None:
+    pipeline = Numbers(3).filter(Panic(1, kind)).write(Discard())
+    with pytest.raises(kind, match="so be it") as caught:
+        _ = pipeline[1]
+    assert type(caught.value) is kind
+    assert pipeline.failed_indices == {1: f"{kind.__name__}: so be it"}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_run_that_is_to_end_with_it_raises_what_is_no_exception(backend: str) -> None:
+    pipeline = Numbers(3).filter(Panic(1, asyncio.CancelledError)).write(Discard())
+    with pytest.raises(asyncio.CancelledError):
+        run_pipeline(pipeline, jobs(backend), backend, on_error="raise")
+    assert list(pipeline.failed_indices) == [1]
+
+
+@pytest.mark.parametrize("kind", BASE_EXCEPTIONS)
+def test_what_is_no_exception_stops_no_run_without_a_record(kind: type[BaseException]) -> None:
+    filters = [Panic(1, kind)]
+    pipeline = Pipeline(Numbers(3), filters, Discard(), track_metrics=False)
+    assert run_pipeline(pipeline) == [["out/0-0.bin"], [], ["out/2-0.bin"]]
+
+
 def test_an_interrupt_inside_a_stage_records_nothing_and_leaves_the_worker_idle() -> None:
     pipeline = Numbers(4).filter(Interrupt(1)).write(Discard())
     assert pipeline[0] == ["out/0-0.bin"]
@@ -519,20 +581,21 @@ def test_a_filter_without_state_is_shared_by_threads_as_it_is() -> None:
 
 
 def test_a_stage_sees_the_index_as_a_plain_number_from_zero() -> None:
-    seen: list[Any] = []
 
     class Watch(Source[int]):
+        seen: ClassVar[list[int]] = []
+
         def __len__(self) -> int:
             return 5
 
         def __getitem__(self, index: int) -> Iterator[int]:
-            seen.append(index)
+            self.seen.append(index)
             yield index
 
     pipeline = Watch().write(Discard())
     assert pipeline[-1] == ["out/4-0.bin"]
     assert run_pipeline(pipeline, indices=[True, -5]) == [["out/1-0.bin"], ["out/0-0.bin"]]
-    assert [(type(index), index) for index in seen] == [(int, 4), (int, 0), (int, 1)]
+    assert [(type(index), index) for index in Watch.seen] == [(int, 4), (int, 0), (int, 1)]
 
 
 class HoldsALock(Sum):

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pynvml
 import pytest
@@ -218,21 +218,23 @@ def test_indices_side_by_side_share_what_their_process_holds(gpus: Gpus, query: 
     class WaitForTheOther(Filter[int, int]):
         """Index 0 spans index 1, and holds the most while that runs."""
 
+        begun = (threading.Event(), threading.Event())
+        other_is_over = threading.Event()
+
         def __call__(self, items: Iterator[int]) -> Iterator[int]:
             for item in items:
-                begun[item].set()
-                assert begun[1 - item].wait(30)
+                self.begun[item].set()
+                assert self.begun[1 - item].wait(30)
                 if item == 0:
-                    assert other_is_over.wait(30)
+                    assert self.other_is_over.wait(30)
                 yield item
 
-    begun, other_is_over = [threading.Event(), threading.Event()], threading.Event()
     stages = Numbers(2).filter(WaitForTheOther()).filter(Hold(str(gpus.path)))
     pipeline = stages.write(Discard())
     first = threading.Thread(target=pipeline.__getitem__, args=(0,))
     first.start()
     _ = pipeline[1]
-    other_is_over.set()
+    WaitForTheOther.other_is_over.set()
     first.join()
     assert _gpu_memory(pipeline, query) == [500 * MB, 500 * MB]
 
@@ -300,14 +302,17 @@ def test_a_slow_driver_does_not_slow_down_short_indices(gpus: Gpus) -> None:
 
 def test_a_gpu_that_is_lost_is_spoken_of_once_and_stops_nothing(gpus: Gpus, query: Query) -> None:
     class Lose(Filter[int, int]):
+        gpus: ClassVar[Gpus]
+
         def __call__(self, items: Iterator[int]) -> Iterator[int]:
             for item in items:
                 if item == 1:
                     lost = {"nvmlDeviceGetComputeRunningProcesses_v3": 15}
-                    gpus.set(own(7), own(8), errors=lost)
-                    gpus.wait_for_questions(6)
+                    self.gpus.set(own(7), own(8), errors=lost)
+                    self.gpus.wait_for_questions(6)
                 yield item
 
+    Lose.gpus = gpus
     gpus.set(own(7), own(8))
     pipeline = Numbers(3).filter(Lose()).write(Discard())
     run_pipeline(pipeline, on_error="raise")
@@ -325,13 +330,16 @@ def test_an_interrupted_index_leaves_the_next_one_its_own_peak(
     monkeypatch.setattr(nvml, "_REST", 0)
 
     class Interrupt(Filter[int, int]):
+        gpus: ClassVar[Gpus]
+
         def __call__(self, items: Iterator[int]) -> Iterator[int]:
             for item in items:
                 if item == 0:
-                    gpus.set(own(500 * MB))
+                    self.gpus.set(own(500 * MB))
                     raise KeyboardInterrupt
                 yield item
 
+    Interrupt.gpus = gpus
     pipeline = Numbers(2).filter(Interrupt()).write(Discard())
     with pytest.raises(KeyboardInterrupt):
         _ = pipeline[0]
@@ -494,22 +502,23 @@ def test_indices_side_by_side_keep_their_peaks_of_torch(cuda: _Cuda, query: Quer
     class Overlap(Filter[int, int]):
         """Index 0 has had its peak when index 1 begins, and ends after it."""
 
+        had_peak, other_is_over = threading.Event(), threading.Event()
+
         def __call__(self, items: Iterator[int]) -> Iterator[int]:
             for item in items:
                 yield item
                 if item == 0:
-                    had_peak.set()
-                    assert other_is_over.wait(30)
+                    self.had_peak.set()
+                    assert self.other_is_over.wait(30)
 
-    had_peak, other_is_over = threading.Event(), threading.Event()
     stages = Numbers(2).filter(UseTorch({0: 50 * MB, 1: 20 * MB})).filter(Overlap())
     pipeline = stages.write(Discard())
     cuda.allocate(0)
     first = threading.Thread(target=pipeline.__getitem__, args=(0,))
     first.start()
-    assert had_peak.wait(30)
+    assert Overlap.had_peak.wait(30)
     _ = pipeline[1]
-    other_is_over.set()
+    Overlap.other_is_over.set()
     first.join()
     assert _torch_memory(pipeline, query) == [100 * MB, 40 * MB]
 

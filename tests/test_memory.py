@@ -212,13 +212,13 @@ def test_an_index_keeps_its_peak_when_another_begins_beside_it(
 
 
 def test_an_index_that_runs_another_pipeline_has_its_peak_too(query: Query) -> None:
-    inner = Numbers(1).filter(Allocate(0)).write(Discard())
-
     class Nest(Filter[int, int]):
+        inner = Numbers(1).filter(Allocate(0)).write(Discard())
+
         def __call__(self, items: Iterator[int]) -> Iterator[int]:
             for item in items:
                 if item == 1:
-                    _ = inner[0]
+                    _ = self.inner[0]
                 yield item
 
     outer = Numbers(2).filter(Nest()).write(Discard())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import logging
@@ -585,6 +586,29 @@ def test_an_interrupt_in_a_hook_keeps_no_other_plugin_from_cleaning_up(
         pipeline[0]
     assert called == [0]
     assert pipeline.completed_indices == {0}
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+@pytest.mark.parametrize("error", [asyncio.CancelledError, GeneratorExit, BaseException])
+def test_a_hook_that_raises_what_is_no_exception_is_contained(
+    plugins: PluginManager, error: type[BaseException], is_wrapped: bool
+) -> None:
+    class Broken:
+        @hookimpl(tryfirst=True)
+        def psnc_index_lookup(self, index: int) -> None:
+            raise error
+
+        @hookimpl(tryfirst=True)
+        def psnc_index_done(self, record: IndexRecord) -> None:
+            raise error
+
+    plugins.register(Broken(), name="broken")
+    if is_wrapped:
+        plugins.register(Around())
+    pipeline = numbers_pipeline(4)
+    summary = Session(pipeline).run()
+    assert pipeline.completed_indices == {0, 1, 2, 3}
+    assert summary.plugin_errors == {"broken: psnc_index_lookup": 4, "broken: psnc_index_done": 4}
 
 
 def test_a_wrapper_that_catches_everything_does_not_hide_that_nothing_is_recorded(

@@ -11,16 +11,20 @@ import operator
 import os
 import pickle
 import re
+import sqlite3
 import textwrap
+import typing
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
 from pathlib import Path, PurePosixPath
+from threading import Event
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 from uuid import UUID
 
 import attrs
@@ -31,6 +35,8 @@ from hypothesis import strategies as st
 from stages_for_tests import Add, Discard, Double, Numbers
 
 from psnc import ConfigurationError, Filter, Param, Pipeline, Source
+
+T = TypeVar("T")
 
 
 class Keep(Filter[Any, Any]):
@@ -59,6 +65,30 @@ class Table(Source[float]):
         yield float(self.values[index])
 
 
+class Base:
+    factor = 1
+
+    @classmethod
+    def scale(cls, x: float) -> float:
+        return cls.factor * x
+
+
+class Two(Base):
+    factor = 2
+
+
+class Ten(Base):
+    factor = 10
+
+    @classmethod
+    def own(cls, x: float) -> float:
+        return x
+
+
+class Texts(dict[str, str]):
+    """Inherits class methods that are written in C."""
+
+
 class Color(enum.Enum):
     RED = 1
     GREEN = 2
@@ -75,6 +105,11 @@ class Level(enum.IntEnum):
 class Access(enum.Flag):
     READ = 1
     WRITE = 2
+
+
+class Mode(enum.IntFlag):
+    FAST = 1
+    SAFE = 2
 
 
 @attrs.frozen
@@ -105,6 +140,19 @@ class Own:
 
     def method(self) -> int:
         return self.knob
+
+
+class Either(Generic[T]):
+    def __init__(self, knob: int) -> None:
+        self.knob = knob
+
+    def psnc_config(self) -> dict[str, int]:
+        return {"knob": self.knob}
+
+
+def make_other_texts() -> type[dict[str, str]]:
+    namespace = {"__module__": "elsewhere", "__qualname__": "Texts"}
+    return type("Texts", (dict,), namespace)
 
 
 def module_function(x: float) -> float:
@@ -201,6 +249,9 @@ def test_changing_one_element_of_an_array_changes_the_hash(
 
 # --- numbers, text, containers ----------------------------------------------------------------
 
+# Not as the linter has it written.
+TYPING_LIST = vars(typing)["List"]
+
 DISTINCT: list[tuple[str, list[Any]]] = [
     ("scalars", [None, True, 1, 1.0, "1", b"1", "None", "", 0, False, -1, 10**30]),
     ("special floats", [math.nan, math.inf, -math.inf, 0.0, "nan", "inf"]),
@@ -212,6 +263,7 @@ DISTINCT: list[tuple[str, list[Any]]] = [
     ("numbers", [Decimal("1"), Decimal("1.0"), Fraction(1), 1, complex(1), complex(1, 1)]),
     ("enums", [Color.RED, Color.GREEN, Shade.RED, Level.LOW, 1, Color]),
     ("flags", [Access.READ, Access.WRITE, Access.READ | Access.WRITE, Access(0)]),
+    ("bits that no flag has", [Mode(0), Mode(1), Mode(8), Mode(16), Mode(9)]),
     ("records", [Cell(1.0), Cell(2.0), OtherCell(1.0), Box(1.0), Box(1.0, Cell(1.0)), Cell]),
     ("ranges", [range(3), range(1, 3), range(0, 3, 2), slice(3), [0, 1, 2]]),
     ("patterns", [re.compile("a"), re.compile("a", re.I), re.compile("b"), "a"]),
@@ -223,6 +275,48 @@ DISTINCT: list[tuple[str, list[Any]]] = [
     ("methods of built-in objects", [{1: 2}.get, {1: 3}.get, {1: 2}.pop, "a".join, "b".join]),
     ("slot methods of built-in objects", [(5).__add__, (6).__add__, (5).__sub__]),
     ("class methods", [dict.fromkeys, OrderedDict.fromkeys, Path.cwd]),
+    ("inherited class methods", [Base.scale, Two.scale, Ten.scale, Ten.own, Two.mro, Ten.mro]),
+    ("inherited class methods in C", [dict.fromkeys, Texts.fromkeys, make_other_texts().fromkeys]),
+    ("generic classes", [list, list[int], list[str], dict[str, int], dict[int, str], tuple[int]]),
+    ("tuples", [tuple, tuple[int, ...], tuple[int], tuple[int, int]]),
+    ("typing", [TYPING_LIST, TYPING_LIST[int], TYPING_LIST[str], int | None, int | str]),
+    ("typing of values", [Literal["a"], Literal["b"], Annotated[int, 1], Annotated[int, 2]]),
+    ("typing of functions", [Callable[[int], str], Callable[[str], str], Callable[..., str]]),
+    ("generic classes of one's own", [Either, Either[int], Either[str], Either(1)]),
+    (
+        "structured dtypes",
+        [
+            np.dtype("V4"),
+            np.dtype("f4"),
+            np.dtype([("a", "<f4")]),
+            np.dtype([("a", "<i4")]),
+            np.dtype([("b", "<i4")]),
+            np.dtype([("a", "<f4"), ("b", "<i4")]),
+            np.dtype([("b", "<i4"), ("a", "<f4")]),
+            np.dtype([("a", "i1"), ("b", "<i4")]),
+            np.dtype([("a", "i1"), ("b", "<i4")], align=True),
+            np.dtype([("a", [("b", "<f4")])]),
+            np.dtype([("a", [("b", "<i4")])]),
+            np.dtype(("<f4", (2, 3))),
+            np.dtype(("<f4", (3, 2))),
+            np.dtype([("a", "<f4", (2,))]),
+        ],
+    ),
+    (
+        "structured scalars",
+        [
+            np.zeros((), dtype)[()]
+            for dtype in (
+                [("a", "<f4")],
+                [("a", "<f8")],
+                [("a", "<i4")],
+                [("b", "<i4")],
+                [("a", "<i4"), ("b", "<i4")],
+                [("b", "<i4"), ("a", "<i4")],
+            )
+        ]
+        + [(0,), [0.0]],
+    ),
     ("operators", [operator.itemgetter, operator.add, operator.mul]),
     ("NumPy times", [np.datetime64(5, "ns"), np.datetime64(5, "ps"), np.timedelta64(5, "ns"), 5]),
     ("NumPy no time", [np.datetime64("NaT"), None]),
@@ -239,6 +333,57 @@ def test_different_values_have_different_hashes(different: list[Any]) -> None:
         if hashes[i] == hashes[j]
     ]
     assert alike == []
+
+
+# The beginnings of hashes that results have been recorded under.
+RECORDED: dict[str, tuple[Any, str]] = {
+    "None": (None, "e1bd232d907cf1af"),
+    "list": ([1, 2.5, "a", None, True], "674169fe7fbf90cb"),
+    "dict": ({"b": {3, 1, 2}, 1: "x"}, "93761c6ad5b45b3a"),
+    "date": (date(2024, 1, 2), "75f8533209b664d9"),
+    "bytes": (b"ab", "8d1cc0b4c4b5ae65"),
+    "nan": (math.nan, "a09a8f4293f36420"),
+    "pattern": (re.compile("a", re.I), "d2f40aa7c78d022f"),
+    "uuid": (UUID(int=1), "c096af8b48d19d3d"),
+    "range": (range(1, 3), "d0f4b655b8d425a4"),
+    "enum": (Color.RED, "13b799ca25637495"),
+    "flags": (Access.READ | Access.WRITE, "fd3327c7ffc97e28"),
+    "no flag": (Access(0), "8c8b4eb8b00d09e0"),
+    "int enum": (Level.LOW, "81c7b61201f04fca"),
+    "attrs": (Cell(1.0, (2,)), "04b20b2b58184701"),
+    "dataclass": (Box(1.0, Cell(1.0)), "fdac66b469237720"),
+    "own": (Own(3), "174f489cda26e876"),
+    "method": (Own(3).method, "11986ba56bcf36cc"),
+    "function": (module_function, "7ac497e95403faca"),
+    "class": (Cell, "7d7c544cb72699b1"),
+    "built-in class": (list, "3cbd1e6dcaced06f"),
+    "built-in": (len, "433a16a7cd9250b2"),
+    "ufunc": (np.add, "5b9382806bcc6267"),
+    "partial": (partial(pow, 2, mod=5), "5687707b8e4e929e"),
+    "class method": (dict.fromkeys, "d567d394a4772751"),
+    "class method of C": (datetime.fromisoformat, "722baac852036967"),
+    "inherited class method of C": (datetime.fromordinal, "4b735bf53e9a1506"),
+    "class method of Python": (Path.cwd, "83124b7ba2e89c0f"),
+    "method of an object": ({1: 2}.get, "a5828f5e92984b3f"),
+    "ordered": (OrderedDict(b=1, a=2), "c271455efdcaed6b"),
+    "array": (np.arange(6, dtype="<i4").reshape(2, 3), "b5c2fcc2d103f8c8"),
+    "times": (np.array(["2024-01-02"], "M8[D]"), "060fb62f7c809109"),
+    "objects": (np.array([1, "a", None], object), "301b20ddcaf2e299"),
+    "mask": (np.ma.array(np.array([1, 2], "<i4"), mask=[0, 1]), "dd0a23312c70238a"),
+    "structured": (np.array([(1, 2.5)], [("a", "<i4"), ("b", "<f8")]), "e303de561dfe46ed"),
+    "dtype": (np.dtype("<f8"), "a86c6140696f5d49"),
+    "NumPy time": (np.datetime64(5, "ns"), "c44da620128b0ef0"),
+    "stage": (Add(2), "dacba024681af525"),
+    "void": (np.void(b"ab"), "8d1cc0b4c4b5ae65"),
+    "void dtype": (np.dtype("V8"), "0323d6d8008dfa7b"),
+    "bare typing": (TYPING_LIST, "e5922100fef28d53"),
+}
+
+
+@pytest.mark.parametrize("kind", RECORDED)
+def test_what_was_recorded_is_found_again(kind: str) -> None:
+    value, beginning = RECORDED[kind]
+    assert hash_of(value)[: len(beginning)] == beginning
 
 
 SAME: list[tuple[Any, Any]] = [
@@ -261,6 +406,10 @@ SAME: list[tuple[Any, Any]] = [
     (bytearray(b"ab"), b"ab"),
     (partial(pow, 2, mod=5), partial(pow, 2, mod=5)),
     (np.dtype("<f8"), np.dtype(float)),
+    (np.dtype([("a", "<f4")]), np.dtype({"names": ["a"], "formats": ["<f4"]})),
+    (Two.scale, Two.scale),
+    (list[int], TYPING_LIST[int]),
+    (Mode(8), Mode(8)),
     ({1: 2}.get, {1: 2}.get),
 ]
 
@@ -363,6 +512,7 @@ ARRAYS_DIFFERENT: dict[str, list[Any]] = {
         np.ones(2, STRUCTURED),
         np.zeros(2, [("a", "i4"), ("c", "f8")]),
         np.zeros(2, [("b", "i4"), ("a", "f8")]),
+        np.zeros(2, [("b", "f8"), ("a", "i4")]),
     ],
     "objects": [
         np.array([1, "a"], object),
@@ -432,6 +582,187 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "time zone": lambda: timezone(timedelta(hours=1)),
     "method of an object without a form": lambda: iter([1]).__next__,
 }
+
+
+# --- classes inside functions -----------------------------------------------------------------
+
+
+def make_scale(factor: Any) -> Filter[Any, Any]:
+    class Scale(Keep):
+        def __call__(self, items: Iterator[Any]) -> Iterator[Any]:
+            return (factor * item for item in items)
+
+    return Scale()
+
+
+def make_scale_by_attribute(factor: Any) -> Filter[Any, Any]:
+    class Scale(Keep):
+        by = factor
+
+    return Scale()
+
+
+def make_scale_by_default(factor: Any) -> Filter[Any, Any]:
+    class Scale(Keep):
+        def __call__(self, items: Iterator[Any], by: Any = factor) -> Iterator[Any]:
+            return (by * item for item in items)
+
+    return Scale()
+
+
+def make_scale_by_property(factor: Any) -> Filter[Any, Any]:
+    class Scale(Keep):
+        @property
+        def by(self) -> Any:
+            return factor
+
+    return Scale()
+
+
+def make_scale_by_base(factor: Any) -> Filter[Any, Any]:
+    class Inner(Keep):
+        @staticmethod
+        def by() -> Any:
+            return factor
+
+    class Scale(Inner):
+        pass
+
+    return Scale()
+
+
+def make_scale_by_function(factor: Any) -> Filter[Any, Any]:
+    def scaled(self: Any, items: Iterator[Any]) -> Iterator[Any]:
+        return (factor * item for item in items)
+
+    named = {"__module__": __name__, "__qualname__": "make.<locals>.Scale"}
+    return type("Scale", (Keep,), {**named, "__call__": scaled})()
+
+
+def config_hash_of(filter: Filter[Any, Any]) -> str:
+    return Pipeline(source=Numbers(1), filters=[filter], sink=Discard()).config_hash
+
+
+def make_scale_by_helper(factor: Any) -> Filter[Any, Any]:
+    import math
+
+    def scaled(item: Any) -> Any:
+        return scaled(item) if math.isnan(item) else factor * item
+
+    class Scale(Keep):
+        def __call__(self, items: Iterator[Any]) -> Iterator[Any]:
+            return map(scaled, items)
+
+    return Scale()
+
+
+MAKE_SCALE = [
+    make_scale,
+    make_scale_by_attribute,
+    make_scale_by_default,
+    make_scale_by_property,
+    make_scale_by_base,
+    make_scale_by_function,
+    make_scale_by_helper,
+]
+
+
+@pytest.mark.parametrize("make", MAKE_SCALE)
+def test_what_a_class_has_of_its_function_is_part_of_the_hash(make: Any) -> None:
+    assert config_hash_of(make(2)) == config_hash_of(make(2))
+    factors = (2, 3, "2", None, (2,), Path("a"), Color.RED)
+    assert len({config_hash_of(make(factor)) for factor in factors}) == len(factors)
+
+
+def test_a_class_or_function_that_a_class_has_of_its_function_is_known_by_its_name() -> None:
+    kinds = (module_function, other_function, Cell, make_scale, type(make_scale(2)))
+    assert len({config_hash_of(make_scale(kind)) for kind in kinds}) == len(kinds)
+
+
+@pytest.mark.parametrize(
+    "variable", [[], {}, Event(), object()], ids=["list", "dictionary", "event", "object"]
+)
+def test_a_class_that_uses_what_may_change_in_its_function_is_refused(variable: Any) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        config_hash_of(make_scale(variable))
+    assert str(caught.value) == (
+        "Scale: a class inside a function (make_scale.<locals>.Scale) that uses the function's "
+        "'factor', which may change, has no name that tells it from another, so the pipeline has "
+        "no stable hash. Pass what it uses to the constructor, or define the class at module level."
+    )
+
+
+def test_a_class_that_uses_a_lambda_of_its_function_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"^Scale: a lambda .* Pass what it uses"):
+        config_hash_of(make_scale(lambda x: x))
+
+
+def test_a_class_that_has_nothing_of_its_function_is_known_by_its_name() -> None:
+    def make() -> Filter[Any, Any]:
+        class Careful(Keep):
+            seen: ClassVar[list[Any]] = []
+
+            def __init__(self, value: Any) -> None:
+                super().__init__(value)
+                Careful.seen.append(value)
+
+            @contextmanager
+            def opened(self) -> Iterator[None]:
+                yield
+
+            def __call__(self, items: Iterator[Any]) -> Iterator[Any]:
+                with self.opened():
+                    yield from items
+
+        return Careful(1)
+
+    assert config_hash_of(make()) == config_hash_of(make())
+
+
+def test_attrs_classes_and_dataclasses_inside_functions_are_known_by_their_fields() -> None:
+    def make(kind: Any, width: float) -> Filter[Any, Any]:
+        @kind
+        class Scale(Filter[Any, Any]):
+            width: float
+            height: float = 1.0
+
+            def __call__(self, items: Iterator[Any]) -> Iterator[Any]:
+                return items
+
+        return Scale(width)  # type: ignore[call-arg]
+
+    for kind in (attrs.define, attrs.frozen, dataclasses.dataclass, FROZEN_DATACLASS):
+        assert config_hash_of(make(kind, 1.0)) == config_hash_of(make(kind, 1.0))
+        assert config_hash_of(make(kind, 1.0)) != config_hash_of(make(kind, 2.0))
+
+
+FROZEN_DATACLASS = dataclasses.dataclass(frozen=True)
+
+
+def test_a_value_of_a_class_inside_a_function_is_known_by_what_the_class_has_of_it() -> None:
+    def make(factor: Any) -> Any:
+        @attrs.frozen
+        class Inner:
+            width: int
+
+            def area(self) -> int:
+                return self.width * int(factor)
+
+        return Inner(1)
+
+    assert hash_of(make(2)) == hash_of(make(2)) != hash_of(make(3))
+    with pytest.raises(ConfigurationError, match=r"^Keep\(value=…\): .*'factor'.*no name"):
+        hash_of(make([2]))
+
+
+def test_members_of_an_enum_inside_a_function_are_known_by_their_values_too() -> None:
+    def make(value: int) -> enum.Enum:
+        class Inner(enum.Enum):
+            ONLY = value
+
+        return Inner.ONLY
+
+    assert hash_of(make(1)) == hash_of(make(1)) != hash_of(make(2))
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -620,6 +951,27 @@ def test_a_script_has_one_hash_and_one_record_however_it_is_started(
     assert run_python("-c", "import script").stdout == by_path
     assert list(own_home.rglob("*.db")) == [database]
     assert query(database, rows) == recorded
+
+
+@pytest.mark.parametrize("name", ["convert", "__main__"])
+def test_a_script_in_a_package_has_one_hash_however_it_is_started(
+    tmp_path: Path, run_python: Any, name: str
+) -> None:
+    script = tmp_path / "outer" / "inner" / f"{name}.py"
+    script.parent.mkdir(parents=True)
+    for directory in (script.parent, script.parent.parent):
+        (directory / "__init__.py").touch()
+    script.write_text(textwrap.dedent(SCRIPT) + textwrap.dedent(RUN_HERE))
+    module = "outer.inner" if name == "__main__" else f"outer.inner.{name}"
+    by_path = run_python(script).stdout
+    assert run_python("-m", module).stdout == by_path
+    if name != "__main__":
+        assert run_python("-c", f"import {module}").stdout == by_path
+        script.write_text(textwrap.dedent(SCRIPT))
+        run_python("-m", "psnc", "run", f"{script}:pipeline", "--db-file", "by.db")
+        with closing(sqlite3.connect(tmp_path / "by.db")) as connection:
+            recorded = connection.execute("SELECT config_hash FROM pipeline_runs").fetchone()
+        assert f"{recorded[0]}\n" == by_path
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])

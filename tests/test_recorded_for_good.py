@@ -7,7 +7,7 @@ import os
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from stages_for_tests import Discard, Double, Journal, Numbers, numbers_pipeline, read_journal
@@ -153,13 +153,15 @@ def test_threads_that_fork_at_once_do_not_wait_for_each_other(run_python: Any) -
 
 def test_a_pipeline_that_is_running_is_not_run_in_another_thread_too(tmp_path: Path) -> None:
     class RunsItself(Sink[Any]):
+        pipeline: ClassVar[Pipeline[Any]]
+
         def __call__(self, items: Iterator[Any], index: int) -> list[str]:
             list(items)
             with pytest.raises(PipelineError, match="running in another thread already"):
-                run_pipeline(pipeline)
+                run_pipeline(self.pipeline)
             return [f"{index}"]
 
-    pipeline = Numbers(2).write(RunsItself())
+    pipeline = RunsItself.pipeline = Numbers(2).write(RunsItself())
     assert run_pipeline(pipeline) == [["0"], ["1"]]
     assert pipeline.completed_indices == {0, 1}
     assert run_pipeline(pipeline) == [["0"], ["1"]]  # afterwards it may

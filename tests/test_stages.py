@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import inspect
 import pickle
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 import attrs
 import cloudpickle
 import pytest
 from stages_for_tests import Add, Discard, Double, Numbers, Sum, WriteText
 
-from psnc import Filter, Param, Pipeline, Sink, Source, StatefulFilter
+from psnc import Filter, Param, Pipeline, SequenceSource, Sink, Source, StatefulFilter
 from psnc.stages import constructor_arguments
 
 if TYPE_CHECKING:
@@ -193,6 +196,107 @@ def test_arguments_are_those_given_though_the_constructor_changes_its_containers
     assert names == ["a", "b"]
     captured = {"names": ["b", "a"], "table": {"a": [1]}, "seen": {1, 2}}
     assert constructor_arguments(stage) == captured
+
+
+class Size(NamedTuple):
+    sides: list[int]
+
+
+@attrs.define
+class Slots:
+    sides: list[int]
+
+
+@dataclasses.dataclass
+class Ring:
+    sides: list[int]
+    next: Any = None
+
+
+class Consuming(Pass):
+    def __init__(self, value: Any, consume: Callable[[Any], object]) -> None:
+        consume(value)
+        self.value = value
+
+    def psnc_config(self) -> dict[str, Any]:
+        """Leave out what has no canonical form."""
+        return {"value": constructor_arguments(self)["value"]}
+
+
+def consume_ring(ring: Ring) -> None:
+    ring.sides.clear()
+    ring.next.sides = [0]
+
+
+MUTABLE: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+    "ordered dictionary": (lambda: OrderedDict(a=[1], b=[2]), lambda value: value.popitem()),
+    "dictionary with defaults": (lambda: defaultdict(list, a=[1]), lambda value: value["b"]),
+    "list inside": (lambda: OrderedDict(a=[1]), lambda value: value["a"].pop()),
+    "counter": (lambda: Counter("aab"), lambda value: value.subtract("a")),
+    "list in a named tuple": (lambda: Size([1, 2]), lambda value: value.sides.pop()),
+    "read-only view": (lambda: MappingProxyType({"a": [1]}), lambda value: value["a"].pop()),
+    "bytes": (lambda: bytearray(b"ab"), lambda value: value.pop()),
+    "dataclass": (lambda: Ring([1]), lambda value: setattr(value, "sides", [2])),
+    "list in a dataclass": (lambda: Ring([1]), lambda value: value.sides.pop()),
+    "attrs class": (lambda: Slots([1]), lambda value: setattr(value, "sides", [2])),
+    "list in an attrs class": (lambda: Slots([1]), lambda value: value.sides.pop()),
+    "one in the other": (lambda: Ring([1], Slots([2])), consume_ring),
+    "in a container": (lambda: {"a": [Slots([1])]}, lambda value: value["a"][0].sides.pop()),
+}
+
+
+@pytest.mark.parametrize("kind", MUTABLE)
+def test_the_hash_is_of_what_was_given_though_the_constructor_changes_it(kind: str) -> None:
+    make, consume = MUTABLE[kind]
+    value = make()
+    changed = Numbers(1).filter(Consuming(value, consume))
+    left_alone = Numbers(1).filter(Consuming(make(), leave))
+    assert value_of(changed) == value_of(left_alone)
+    # The constructor was given the very thing, and has changed it.
+    assert value_of(Numbers(1).filter(Consuming(value, leave))) != value_of(changed)
+
+
+def leave(value: Any) -> None:
+    """Leave a value as it is."""
+
+
+def value_of(pipeline: Pipeline[Any]) -> Any:
+    """Return what stands for the value in a pipeline's configuration."""
+    return pipeline.config["filters"][0]["params"]["value"]
+
+
+def test_values_that_refer_to_each_other_in_a_circle_can_be_arguments() -> None:
+    ring = Ring([1])
+    ring.next = Ring([2], ring)
+    captured = constructor_arguments(Consuming(ring, leave))["value"]
+    assert captured.next.next is captured is not ring
+
+
+class Closing:
+    closed: ClassVar[list[int]] = []
+
+
+@attrs.define
+class Handle:
+    number: int
+
+    def __del__(self) -> None:
+        Closing.closed.append(self.number)
+
+
+def test_what_does_something_at_its_end_is_not_copied() -> None:
+    handle = Handle(5)
+    stage = Consuming(handle, leave)
+    assert constructor_arguments(stage)["value"] is handle
+    del stage
+    gc.collect()
+    assert Closing.closed == []
+
+
+def test_the_items_of_a_list_that_is_a_source_are_the_very_ones() -> None:
+    rings = [Ring([1]), Ring([2])]
+    assert [item for index in SequenceSource(rings) for item in index] == rings
+    assert next(iter(SequenceSource(rings)[0])) is rings[0]
 
 
 def test_arguments_are_those_given_though_the_caller_changes_them_later() -> None:

@@ -914,3 +914,80 @@ def test_an_interrupt_at_the_beginning_of_a_transaction_locks_nobody_out(
         other.execute("ROLLBACK")
     pipeline[2]
     assert {0, 2} <= pipeline.completed_indices
+
+
+# --- many pipelines ---------------------------------------------------------------------------
+
+MANY = """
+    import os, resource
+    from psnc import run_pipeline
+    from stages_for_tests import numbers_pipeline
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (120, most))
+    pipelines = [numbers_pipeline(2, db_file=f"{number}.db") for number in range(60)]
+    for pipeline in pipelines:
+        run_pipeline(pipeline, indices=[0])
+    for pipeline in reversed(pipelines):
+        assert pipeline.summary()["completed"] == 1
+    for pipeline in pipelines:
+        pipeline[1]
+        assert pipeline.completed_indices == {0, 1}
+    print(len(os.listdir("/proc/self/fd")) < 60)
+"""
+
+
+def test_many_pipelines_that_have_run_leave_the_process_its_files(run_python: Any) -> None:
+    assert run_python("-c", textwrap.dedent(MANY)).stdout == "True\n"
+
+
+ASKED_AGAIN = """
+    import os
+    from psnc import run_pipeline
+    from stages_for_tests import numbers_pipeline
+    pipelines = [numbers_pipeline(2, db_file=f"{number}.db") for number in range(8)]
+    for pipeline in pipelines:
+        run_pipeline(pipeline)
+    def opened():
+        names = sorted(os.listdir("/proc/self/fd"), key=int)
+        return [(name, os.readlink(f"/proc/self/fd/{name}")) for name in names[:-1]]
+    before = opened()
+    for pipeline in pipelines * 3:
+        assert pipeline.completed_indices == {0, 1}
+    print(opened() == before)
+"""
+
+
+def test_a_few_pipelines_keep_their_connections(run_python: Any) -> None:
+    assert run_python("-c", textwrap.dedent(ASKED_AGAIN)).stdout == "True\n"
+
+
+NOTHING_LEFT = """
+    import os, resource
+    from psnc import StoreError
+    from stages_for_tests import numbers_pipeline
+    # Once with files to spare, so that all is imported.
+    numbers_pipeline(2, db_file="a.db")[0]
+    if not MADE:
+        os.unlink("a.db")
+    pipeline = numbers_pipeline(2, db_file="a.db")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, most))
+    taken = []
+    try:
+        while True:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        pass
+    try:
+        pipeline[0]
+    except StoreError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_process_that_has_too_many_files_open_is_told_so(run_python: Any, made: bool) -> None:
+    said = run_python("-c", f"MADE = {made}\n{textwrap.dedent(NOTHING_LEFT)}").stdout
+    (line,) = said.splitlines()
+    assert "a.db" in line
+    assert "this process has too many files open: raise the limit (ulimit -n)" in line

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
-from io import StringIO
-from typing import TYPE_CHECKING
+from io import StringIO, TextIOWrapper
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -32,8 +35,29 @@ _COMMANDS = {
 }
 
 
+class _PipeBrokenError(Exception):
+    """Carries a broken pipe past click, which would end the program as if indices had failed."""
+
+
+@contextmanager
+def _broken_pipes_told() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise _PipeBrokenError from error
+
+
 class _Group(click.Group):
     """Imports a command's module when it is asked for, and takes commands from plugins."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        # Where --help is printed.
+        with _broken_pipes_told():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _broken_pipes_told():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -98,15 +122,31 @@ def cli(plugins: tuple[str, ...]) -> None:
       70   a stage or plugin raised where nothing could record it
       74   the output cannot be written, as to a full disk
       130  interrupted by Ctrl-C
+      141  whoever read the output has closed it
       143  ended by SIGTERM
     """  # noqa: D301
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line, and turn psnc's errors into one line and an exit code."""
-    given = sys.argv[1:] if arguments is None else arguments
+    _let_odd_names_through()
+    try:
+        _run(sys.argv[1:] if arguments is None else arguments)
+    except (_PipeBrokenError, BrokenPipeError) as error:
+        closed = [descriptor for descriptor in (1, 2) if _is_closed_pipe(descriptor)]
+        if not closed:
+            # It is the pipe or connection of a plugin.
+            _print_traceback(error.__cause__ or error)
+            sys.exit(70)
+        _give_up_output(*closed)
+        sys.exit(141)
+
+
+def _run(given: list[str]) -> None:
     try:
         cli.main(args=given, prog_name="psnc", standalone_mode=False)
+        with _broken_pipes_told():
+            sys.stdout.flush()
     except click.exceptions.Exit as exit_:
         sys.exit(exit_.exit_code)
     except click.ClickException as error:
@@ -116,26 +156,31 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
-    except BrokenPipeError:
-        # Whoever read the output has seen enough.
-        _give_up_output()
-        sys.exit(141)
+    except (SystemExit, _PipeBrokenError, BrokenPipeError):
+        raise
     except PsncError as error:
         if "--debug" in given:
-            _print_traceback()
+            _print_traceback(error)
         else:
             click.echo(f"psnc: {_without_passwords(str(error), given)}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
         # One that names a file came from elsewhere.
         if error.filename is not None or not _is_output_gone():
-            _print_traceback()
+            _print_traceback(error)
             sys.exit(70)
         click.echo(f"psnc: cannot write the output ({error.strerror})", err=True)
         sys.exit(74)
-    except Exception:
-        _print_traceback()
+    except BaseException as error:
+        _print_traceback(error)
         sys.exit(70)
+
+
+def _let_odd_names_through() -> None:
+    """Have names of files be written as they are, also where their bytes are no text."""
+    stream = sys.stdout
+    if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="surrogateescape")
 
 
 def _is_output_gone() -> bool:
@@ -143,14 +188,22 @@ def _is_output_gone() -> bool:
     try:
         print(flush=True)
     except OSError:
-        _give_up_output()
+        _give_up_output(1)
         return True
     return False
 
 
-def _give_up_output() -> None:
+def _is_closed_pipe(descriptor: int) -> bool:
+    """Tell whether nobody reads any more what is written to a descriptor."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _give_up_output(*descriptors: int) -> None:
     """Keep Python from complaining once more at its exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    for descriptor in descriptors:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def _without_passwords(message: str, arguments: list[str]) -> str:
@@ -164,7 +217,7 @@ def _without_passwords(message: str, arguments: list[str]) -> str:
     return message
 
 
-def _print_traceback() -> None:
+def _print_traceback(error: BaseException) -> None:
     import traceback
 
-    traceback.print_exc()
+    traceback.print_exception(error)

@@ -238,7 +238,7 @@ def run(
         indices=chosen,
         resume=True if resume else None,
         db_dir=db_dir,
-        policy=RetryPolicy(retries, load_exceptions(retry_on) or Exception, retry_delay),
+        policy=RetryPolicy(retries, load_exceptions(retry_on) or BaseException, retry_delay),
         timeout=timeout,
         max_failures=max_failures,
         grace=grace,

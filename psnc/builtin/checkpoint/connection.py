@@ -5,6 +5,7 @@ A file that is not psnc's, is damaged, or was written by a newer version is refu
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sqlite3
@@ -37,7 +38,9 @@ _SMALLEST_DATABASE = 512
 _logger = logging.getLogger("psnc.checkpoint")
 
 
-def connect(path: Path, *, create: bool, durability: Durability = "grouped") -> sqlite3.Connection:
+def connect(
+    path: Path, *, create: bool, looking: bool = False, durability: Durability = "grouped"
+) -> sqlite3.Connection:
     """Return a connection to the checkpoint database at ``path``.
 
     Parameters
@@ -46,6 +49,8 @@ def connect(path: Path, *, create: bool, durability: Durability = "grouped") -> 
         The database.
     create : bool
         Whether to make the file, and its directory, where there is none.
+    looking : bool
+        Whether a connection that cannot write will do, as on a disk that is mounted read-only.
     durability : {"grouped", "index", "full"}
         ``"full"`` waits for the disk at every commit.
 
@@ -74,10 +79,26 @@ def connect(path: Path, *, create: bool, durability: Durability = "grouped") -> 
         connection.execute("PRAGMA cell_size_check=ON")
     except DATABASE_ERRORS as error:
         connection.close()
+        if looking and getattr(error, "sqlite_errorcode", 0) & 0xFF in _CANNOT_WRITE:
+            return _connect_to_look(path)
         raise_store_error(path, "open", error)
     except StoreError:
         connection.close()
         raise
+    return connection
+
+
+# Without the right to write, SQLite finds no place for what it has beside the file.
+_CANNOT_WRITE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+
+
+def _connect_to_look(path: Path) -> sqlite3.Connection:
+    connection = open_to_look(path)
+    try:
+        _is_ours(connection, path)
+    except sqlite3.Error as error:
+        connection.close()
+        raise_store_error(path, "read", error)
     return connection
 
 
@@ -86,8 +107,12 @@ def raise_store_error(path: Path, action: str, error: Exception) -> NoReturn:
     reason = str(error)
     if "not a database" in reason:
         raise _no_database(path) from error
-    if "full" in reason or "No space" in reason:
+    if _no_descriptor_is_left():
+        remedy = "this process has too many files open: raise the limit (ulimit -n), or close some"
+    elif "full" in reason or "No space" in reason:
         remedy = "free some space and resume: what was recorded before is safe"
+    elif "unable to open" in reason and _has_log_alone(path):
+        remedy = "copy it and its -wal file to a directory that is writable, and look there"
     elif "readonly" in reason or "unable to open" in reason or isinstance(error, PermissionError):
         remedy = (
             "make it and its directory writable, or choose another with --db-dir or PSNC_CACHE_DIR"
@@ -117,6 +142,15 @@ _SIGNS_OF_DAMAGE = (
 def damaged(path: Path, what: str) -> StoreError:
     """Return the error of a database that is damaged, with the ways out."""
     return StoreError(f"{path} is damaged and was left as it is ({what}): {_WAYS_OUT}")
+
+
+def _no_descriptor_is_left() -> bool:
+    """Tell whether no file can be opened, of which SQLite says no more than that of any other."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE)
+    return False
 
 
 def _no_database(path: Path) -> StoreError:
@@ -226,7 +260,19 @@ def open_to_look(path: Path) -> sqlite3.Connection:
     # wait in a write-ahead log.
     wal = path.with_name(f"{path.name}-wal")
     mode = "mode=ro" if wal.exists() and wal.stat().st_size else "immutable=1"
-    return sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True)
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?{mode}",
+        timeout=_BUSY_TIMEOUT_S,
+        isolation_level=None,
+        check_same_thread=False,
+        uri=True,
+    )
+
+
+def _has_log_alone(path: Path) -> bool:
+    """Tell whether there are changes that nobody can read without writing an index of them."""
+    wal, shm = (path.with_name(f"{path.name}{end}") for end in ("-wal", "-shm"))
+    return wal.exists() and not shm.exists()
 
 
 def _open(path: Path) -> sqlite3.Connection:

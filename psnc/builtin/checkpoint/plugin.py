@@ -30,7 +30,8 @@ def psnc_open_store(url: str, run: Run | None, create: bool) -> CheckpointStore 
     config = run.plugins.config if run is not None else Config()
     if run is not None and config.recover and create:
         _recover(Path(url), run)
-    return SQLiteStore(Path(url), create=create, config=config)
+    looking = run is None and not create
+    return SQLiteStore(Path(url), create=create, looking=looking, config=config)
 
 
 def _recover(path: Path, run: Run) -> None:

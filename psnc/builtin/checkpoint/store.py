@@ -59,6 +59,8 @@ class SQLiteStore(VerifiedStore):
         The database file.
     create : bool
         Whether to make it where there is none.
+    looking : bool
+        Whether it may be where nothing can be written.
     config : Config
         Tells the durability.
 
@@ -68,8 +70,9 @@ class SQLiteStore(VerifiedStore):
         If it cannot be opened.
     """
 
-    def __init__(self, path: Path, *, create: bool, config: Config) -> None:
+    def __init__(self, path: Path, *, create: bool, looking: bool = False, config: Config) -> None:
         self.path = path
+        self._looking = looking
         self._durability = config.durability
         self._local = threading.local()
         self._connections: WeakSet[_ThreadConnection] = WeakSet()
@@ -158,10 +161,13 @@ class SQLiteStore(VerifiedStore):
         return own.connection
 
     def _new_connection(self, *, create: bool) -> sqlite3.Connection:
-        connection = connect(self.path, create=create, durability=self._durability)
+        connection = connect(
+            self.path, create=create, looking=self._looking, durability=self._durability
+        )
         own = _ThreadConnection(connection)
         self._local.own = own
         self._connections.add(own)
+        self.make_room()
         return connection
 
     def _attach(self, run: Run) -> None:
@@ -174,8 +180,9 @@ class SQLiteStore(VerifiedStore):
         find = "SELECT run_id, total_indices FROM pipeline_runs WHERE config_hash = ?"
         row = connection.execute(find, (run.config_hash,)).fetchone()
         if row is None:
-            values = (run.config_hash, run.pipeline.config_json, utc_timestamp(), run.run_dir)
-            connection.execute(_INSERT_RUN, (*values, run.total_indices, version("psnc")))
+            config, run_dir = run.pipeline.config_json, storable_text(run.run_dir)
+            values = (run.config_hash, config, utc_timestamp(), run_dir, run.total_indices)
+            connection.execute(_INSERT_RUN, (*values, version("psnc")))
             row = connection.execute(find, (run.config_hash,)).fetchone()
         run_id, total_indices = row
         if total_indices != run.total_indices:
