@@ -22,6 +22,7 @@ from data import (
 
 from psnc import Pipeline, StageError, run_pipeline
 from psnc_atm import ASELMDBSource, AtomicDataZarrSink
+from psnc_atm.lmdb_header import read_header
 from psnc_atm.zarr_relayout import changed_indices
 
 
@@ -137,6 +138,18 @@ def test_a_file_that_changed_after_it_was_written_is_refused(tmp_path: Path) -> 
     write_database(data / "more.aselmdb", molecules(5))
     write_database(data / "data0001.aselmdb", molecules(3))  # three rows more
     with pytest.raises(StageError, match=r"data0001\.aselmdb changed"):
+        convert(data, tmp_path)
+
+
+def test_a_file_that_was_made_anew_with_as_many_molecules_is_refused(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "in", files=3, rows=15)
+    convert(data, tmp_path)
+    path = data / "data0002.aselmdb"
+    before = read_header(path)
+    path.unlink()
+    write_database(path, molecules(15, seed=2), data={"charge": 1, "gap": 0.5})
+    assert read_header(path) == before
+    with pytest.raises(StageError, match=r"data0002\.aselmdb changed"):
         convert(data, tmp_path)
 
 
