@@ -86,7 +86,7 @@ def execute(run: Run, index: int) -> tuple[IndexRecord, BaseException | None]:
         If the outcome cannot be recorded.
     """
     plugins = run.plugins
-    earlier = earlier_record(run, index)
+    earlier = _standing_record(run, index)
     if earlier is not None:
         return earlier, None
     context = IndexContext(run, index, run.worker())
@@ -106,6 +106,18 @@ def earlier_record(run: Run, index: int) -> IndexRecord | None:
     if paths is None:
         return None
     return IndexRecord(index, "completed", tuple(paths), cached=True, recorded=True)
+
+
+def _standing_record(run: Run, index: int) -> IndexRecord | None:
+    """Find the earlier result of an index, if the sink does not know better."""
+    earlier = earlier_record(run, index)
+    if earlier is None or run.prepared:
+        return earlier
+    try:
+        run.prepare()
+    except Exception:
+        return None  # the index runs, and fails with that
+    return earlier_record(run, index)
 
 
 def _require_paths(answer: Any) -> None:

@@ -196,7 +196,7 @@ def psnc_open_store(url: str, run: Run | None, create: bool) -> CheckpointStore 
 def psnc_run_start(run: Run, indices: Sequence[int], cached: int) -> None:
     """Know that a run begins.
 
-    When: before anything is dispatched.
+    When: once the sink is ready, before anything is dispatched.
     Process: driver.
     Result: none.
     Errors: contained.

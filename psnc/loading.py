@@ -74,9 +74,9 @@ def _load_exception(name: str) -> type[BaseException]:
         found = getattr(load_module(place), attribute, None)
     else:
         found = getattr(builtins, name, None) or getattr(errors, name, None)
-    is_class = isinstance(found, type) and issubclass(found, BaseException)
-    if is_class and not issubclass(found, errors.INTERRUPTS):
-        return found
+    if isinstance(found, type) and issubclass(found, BaseException):
+        if not issubclass(found, errors.INTERRUPTS):
+            return found
     raise PipelineError(
         f"{name!r} is no class of exceptions: write OSError or another of Python's own, or "
         "module:Class"

@@ -242,12 +242,16 @@ class Session:
     # --- during -------------------------------------------------------------------------------
 
     def _drive(self) -> None:
-        left = self._take_completed()
-        self.plugins.call_contained(
-            "psnc_run_start", run=self.run_state, indices=left, cached=self._cached
-        )
-        # Also if nothing is left to run: a sink may know that its output does not stand any more.
-        self.run_state.prepare()
+        try:
+            # First, and also if nothing is left to run: a sink may know that what is recorded as
+            # completed does not stand any more.
+            self.run_state.prepare()
+        finally:
+            # Whoever is told that a run is over has been told that it began.
+            left = self._take_completed()
+            self.plugins.call_contained(
+                "psnc_run_start", run=self.run_state, indices=left, cached=self._cached
+            )
         if not left:
             return
         assert self.pipeline.sink is not None

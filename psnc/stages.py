@@ -245,9 +245,10 @@ class Sink(Stage, ABC, Generic[T]):
     def prepare(self, pipeline: Pipeline[T]) -> None:
         """Get ready for the first index, for example by laying out a shared output.
 
-        Called once in every process that runs indices, in the driver before any worker starts.
-        It must be idempotent, and bear being called by several processes at once.
-        ``pipeline.source`` and ``pipeline.items(index)`` tell what is coming.
+        Called once in every process that runs indices, in the driver before any worker starts and
+        before earlier results are taken over: ``pipeline.reset_index(index)`` has an index run
+        again whose output is gone. It must be idempotent, and bear being called by several
+        processes at once. ``pipeline.source`` and ``pipeline.items(index)`` tell what is coming.
         """
 
     def partition_indices(self, indices: Sequence[int]) -> Sequence[Sequence[int]] | None:

@@ -220,6 +220,16 @@ def test_a_run_with_nothing_left_starts_and_ends(diary: Diary) -> None:
     assert diary.entries == ["run_start [] 2", "run_done 0 []"]
 
 
+def test_a_run_that_cannot_begin_is_said_to_start_and_to_be_done(diary: Diary) -> None:
+    class CannotGetReady(Discard):
+        def prepare(self, pipeline: Pipeline[Any]) -> None:
+            raise OSError("no room at all")
+
+    with pytest.raises(OSError, match="no room at all"):
+        run_pipeline(Numbers(2).write(CannotGetReady()))
+    assert diary.entries == ["run_start [0, 1] 0", "run_done 0 []"]
+
+
 def test_a_run_that_is_cut_short_is_still_said_to_be_done(diary: Diary) -> None:
     class Interrupt(Double):
         def __call__(self, items: Iterator[int]) -> Iterator[int]:

@@ -520,6 +520,60 @@ def test_groups_that_come_lazily_run_whole() -> None:
     assert run_pipeline(LazyGroups(6).write(Discard())) == out(*range(6))
 
 
+# --- output that is gone ----------------------------------------------------------------------
+
+
+class Knowing(WriteText):
+    """Notices, when it gets ready, which of its files are gone."""
+
+    def prepare(self, pipeline: Pipeline[Any]) -> None:
+        for index in pipeline.completed_indices:
+            if not Path(self.output_dir, f"{index}.txt").exists():
+                pipeline.reset_index(index)
+
+
+@on_every_backend
+def test_a_sink_can_have_completed_indices_run_again_whose_output_is_gone(
+    backend: str, journal: str
+) -> None:
+    def pipeline() -> Pipeline[int]:
+        return Pipeline(Journal(4, journal), sink=Knowing("out"), resume=True)
+
+    paths = run_pipeline(pipeline(), jobs(backend), backend)
+    for index in (1, 3):
+        Path(f"out/{index}.txt").unlink()
+    session = Session(pipeline(), n_jobs=jobs(backend), backend=backend)
+    summary = session.run()
+    assert (summary.completed, summary.cached) == (2, 2)
+    assert session.results() == paths
+    assert sorted(read_journal(journal)[4:]) == [1, 3]
+    assert all(Path(path).exists() for [path] in paths)
+
+
+def test_a_sink_is_asked_too_where_one_index_is(journal: str) -> None:
+    first = Pipeline(Journal(2, journal), sink=Knowing("out"), resume=True)
+    paths = list(first)
+    Path("out/1.txt").unlink()
+    again = Pipeline(Journal(2, journal), sink=Knowing("out"), resume=True)
+    assert list(again) == paths
+    assert read_journal(journal) == [0, 1, 1]
+
+
+class CannotGetReady(Discard):
+    def prepare(self, pipeline: Pipeline[Any]) -> None:
+        if Path("gone").exists():
+            raise OSError("the output is gone")
+
+
+def test_a_sink_that_cannot_get_ready_fails_an_index_that_is_on_record() -> None:
+    assert Pipeline(Numbers(1), sink=CannotGetReady(), resume=True)[0] == out(0)[0]
+    Path("gone").touch()
+    again = Pipeline(Numbers(1), sink=CannotGetReady(), resume=True)
+    with pytest.raises(OSError, match="the output is gone"):
+        _ = again[0]
+    assert again.completed_indices == {0}
+
+
 # --- side by side -----------------------------------------------------------------------------
 
 

@@ -42,7 +42,7 @@ def to_ase(structure: AtomicData) -> Atoms:
 def from_ase(atoms: Atoms) -> AtomicData:
     """Take over ``atoms``; see :meth:`AtomicData.from_ase`."""
     arrays = atoms.arrays
-    known = dict(getattr(atoms.calc, "results", None) or {})
+    known = _current_results(atoms)
     info = dict(atoms.info)
     fields: dict[str, Any] = {name: info.pop(name, None) for name in ("charge", "spin")}
     for name in RESULT_FIELDS:
@@ -69,6 +69,15 @@ def from_ase(atoms: Atoms) -> AtomicData:
         info=info,
         **fields,
     )
+
+
+def _current_results(atoms: Atoms) -> dict[str, Any]:
+    """Return what the calculator knows of the atoms as they are, and not as they were before."""
+    calculator = atoms.calc
+    # As ase.db does. get_property() would have a live calculator forget what it knows.
+    if not hasattr(calculator, "check_state") or calculator.check_state(atoms):
+        return {}
+    return dict(getattr(calculator, "results", None) or {})
 
 
 def _results(structure: AtomicData) -> dict[str, Any]:

@@ -137,7 +137,9 @@ class AtomicData:
     def from_ase(cls, atoms: Atoms) -> AtomicData:
         """Take over an ``ase.Atoms`` and the results that its calculator holds already.
 
-        Nothing is calculated. Entries ``charge`` and ``spin`` of ``atoms.info`` become fields.
+        Nothing is calculated. Results of what the atoms were before, at other positions or in
+        another cell, are left out, as ``ase.db`` leaves them out. Entries ``charge`` and ``spin``
+        of ``atoms.info`` become fields.
         """
         from psnc_atm.ase_conversion import from_ase
 

@@ -17,6 +17,7 @@ from psnc.errors import SourceError
 from psnc.stages import Param, Source
 from psnc_atm.atomic_data import AtomicData
 from psnc_atm.lmdb_file import LMDBFile, header_of, open_file
+from psnc_atm.lmdb_header import fingerprint
 from psnc_atm.row_codec import atom_count, decode_row
 
 __all__ = ["ASELMDBSource"]
@@ -110,17 +111,19 @@ class ASELMDBSource(Source[AtomicData]):
     def input_identity(self) -> dict[str, Any]:
         """Say what the indices are made from, so that a later run can tell whether it changed.
 
-        Of each file its name, its size, and the number of its last transaction, which grows
-        whenever the content changes and stays when the file is copied.
+        Of each file its name, its size, the number of its last transaction, which grows whenever
+        the content changes, and a digest of its first and last rows, which are others when the
+        file is written anew. None of these changes when the file is copied.
         """
         files = []
         for name in self._names:
             path = self._directory / name
             try:
                 header = header_of(path)
-                files.append([name, header.file_size, header.transaction])
-            except SourceError:
-                files.append([name, path.stat().st_size if path.exists() else None, None])
+                content = fingerprint(path, header)
+                files.append([name, header.file_size, header.transaction, content])
+            except (SourceError, OSError):
+                files.append([name, path.stat().st_size if path.exists() else None, None, None])
         return {"rows_per_index": self._rows_per_index, "files": files}
 
     @cached_property

@@ -19,9 +19,9 @@ import numpy as np
 
 from psnc.errors import StageError
 from psnc_atm.store_plan import StorePlan
-from psnc_atm.zarr_store import ZarrStore, draft_path, lay_out, open_store
+from psnc_atm.zarr_store import WRITTEN, ZarrStore, draft_path, lay_out, open_store
 
-__all__ = ["changed_indices", "lay_out_anew", "take_back"]
+__all__ = ["changed_indices", "lay_out_anew", "runs_of", "take_back"]
 
 # Whole chunks at a time, few enough to stay small in memory.
 _COPIED_CHUNKS = 16
@@ -88,7 +88,7 @@ def lay_out_anew(
         lay_out(draft, plan, identity, chunk_rows)
         laid_out = open_store(draft)
         assert laid_out is not None
-        for first, last in _runs(kept):
+        for first, last in runs_of(kept):
             _copy_indices(store, laid_out, first, last)
         _exchange(draft, store.path)
     except OSError as error:
@@ -100,7 +100,7 @@ def lay_out_anew(
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _runs(indices: Iterable[int]) -> Iterator[tuple[int, int]]:
+def runs_of(indices: Iterable[int]) -> Iterator[tuple[int, int]]:
     """Yield first and last of each run of indices without a gap."""
     first = last = None
     for index in indices:
@@ -124,6 +124,7 @@ def _copy_indices(old: ZarrStore, new: ZarrStore, first: int, last: int) -> None
     ends = old.read("meta/atoms_ptr", start, stop)
     new.write("meta/atoms_ptr", target, ends + np.int64(atoms[2] - atoms[0]))
     _copy(old, new, "meta/samples_mask", *rows)
+    _copy(old, new, WRITTEN, first, last + 1, first)
 
 
 def _span(old: Any, new: Any, first: int, last: int) -> tuple[int, int, int]:

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from psnc.errors import StageError
+from psnc.errors import ConfigurationError, StageError, TrackingDisabledError
+from psnc.provenance import canonical_json
 from psnc.stages import Param, Sink
 from psnc_atm.atomic_data import AtomicData
 from psnc_atm.fields import OPTIONAL, Level
 from psnc_atm.region_buffer import RegionBuffer
 from psnc_atm.store_plan import atom_counts, plan_store
-from psnc_atm.zarr_relayout import changed_indices, lay_out_anew, take_back
-from psnc_atm.zarr_store import ZarrStore, create_store, open_store
+from psnc_atm.zarr_relayout import changed_indices, lay_out_anew, runs_of, take_back
+from psnc_atm.zarr_store import WRITTEN, ZarrStore, create_store, open_store
 
 if TYPE_CHECKING:
     from psnc import Pipeline
 
 __all__ = ["AtomicDataZarrSink"]
+
+logger = logging.getLogger("psnc_atm")
+
+# What an index is marked with when a pipeline wrote it that has no hash and so is never resumed.
+_NOBODY = 1
+_NAMED_RUNS = 20
 
 
 class AtomicDataZarrSink(Sink[AtomicData]):
@@ -34,6 +44,9 @@ class AtomicDataZarrSink(Sink[AtomicData]):
     The layout is that of ``nvalchemi-toolkit``: groups ``meta`` (``atoms_ptr``, ``edges_ptr``,
     masks), ``core`` (atom-level arrays concatenated, system-level arrays stacked) and ``custom``.
     ``meta/samples_mask`` is True for exactly the structures that are completely written.
+
+    The store itself says which indices it holds, and which pipeline wrote them. An index that is
+    recorded as completed, and that another run has begun to write anew since, runs again.
 
     Parameters
     ----------
@@ -96,6 +109,7 @@ class AtomicDataZarrSink(Sink[AtomicData]):
         self._fields = None if fields is None else sorted(set(fields), key=OPTIONAL.index)
         self._custom = dict(custom or {})
         self._store: ZarrStore | None = None
+        self._mark = _NOBODY
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open store behind: each process opens its own."""
@@ -111,6 +125,29 @@ class AtomicDataZarrSink(Sink[AtomicData]):
         ):
             store = self._adapt(pipeline, store, identity)
         self._store = store
+        self._mark = _mark_of(pipeline)
+        if store is not None:
+            self._forget_what_is_lost(pipeline, store)
+
+    def _forget_what_is_lost(self, pipeline: Pipeline[AtomicData], store: ZarrStore) -> None:
+        """Have those indices run again that are recorded as completed and are not in the store."""
+        # First what is recorded, then what is there: an index is recorded after it is written.
+        completed = _completed(pipeline)
+        if not completed:
+            return
+        with store.lock():
+            marks = _marks(store.current())
+        lost = [i for i in sorted(completed) if i < len(marks) and marks[i] != self._mark]
+        if not lost:
+            return
+        logger.warning(
+            "%s does not hold %s as recorded, since another run wrote there or began to: "
+            "to be run again",
+            self._path,
+            _in_words(lost),
+        )
+        for index in lost:
+            pipeline.reset_index(index)
 
     def _lay_out(
         self, pipeline: Pipeline[AtomicData], identity: dict[str, Any]
@@ -170,6 +207,8 @@ class AtomicDataZarrSink(Sink[AtomicData]):
     @staticmethod
     def _mask_out(store: ZarrStore, index: int) -> None:
         """From here on the index counts as not written, should it have been before."""
+        if store.read(WRITTEN, index, index + 1).any():
+            store.write(WRITTEN, index, np.zeros(1, dtype=np.uint64))
         row, row_end = (int(number) for number in store.rows_before[index : index + 2])
         if store.read("meta/samples_mask", row, row_end).any():
             store.write("meta/samples_mask", row, np.zeros(row_end - row, dtype=bool))
@@ -184,6 +223,8 @@ class AtomicDataZarrSink(Sink[AtomicData]):
         # The last entry is where the next index begins, which never changes.
         store.write("meta/atoms_ptr", row + 1, atom + buffer.atoms_ends()[:-1])
         store.write("meta/samples_mask", row, np.arange(buffer.rows) < buffer.kept_rows)
+        # That no rows are there can also mean that a filter dropped them all.
+        store.write(WRITTEN, index, np.array([self._mark], dtype=np.uint64))
 
     def _identity(self, source: Any) -> dict[str, Any]:
         if hasattr(source, "input_identity"):
@@ -207,7 +248,7 @@ class AtomicDataZarrSink(Sink[AtomicData]):
         with store.lock(exclusive=True):
             store = store.current()
             changed = changed_indices(store.identity, identity)
-            written = self._written(pipeline, store)
+            written = set(np.flatnonzero(_marks(store)).tolist())
             if changed is None or changed & written:
                 raise _other_input(store, identity, written)
             changed |= _readable_again(pipeline, store.unplanned)
@@ -220,18 +261,46 @@ class AtomicDataZarrSink(Sink[AtomicData]):
             return adapted
 
     @staticmethod
-    def _written(pipeline: Pipeline[AtomicData], store: ZarrStore) -> set[int]:
-        """Return the indices that are in the store, whole or in part."""
-        mask = store.read("meta/samples_mask", 0, int(store.rows_before[-1]))
-        rows = store.rows_before
-        written = {i for i in range(len(rows) - 1) if mask[rows[i] : rows[i + 1]].any()}
-        return written | (pipeline.completed_indices if pipeline.track_metrics else set())
-
-    @staticmethod
     def _consume(items: Iterator[AtomicData]) -> None:
         """Read on: the error that kept the index from being planned is the one to report."""
         for _ in items:
             pass
+
+
+def _mark_of(pipeline: Pipeline[Any]) -> int:
+    """Return what tells whether an index in the store is as this pipeline would write it.
+
+    The store's identity says what it was laid out for; the rest is up to the filters, and to a
+    source that does not describe its input.
+    """
+    try:
+        stages = {"filters": pipeline.config["filters"]}
+        if not hasattr(pipeline.source, "input_identity"):
+            stages["source"] = pipeline.config["source"]
+    except ConfigurationError:
+        return _NOBODY
+    digest = hashlib.sha256(canonical_json(stages).encode()).digest()
+    return max(int.from_bytes(digest[:8], "little"), _NOBODY + 1)
+
+
+def _marks(store: ZarrStore) -> NDArray[np.uint64]:
+    return store.read(WRITTEN, 0, len(store.rows_before) - 1)
+
+
+def _completed(pipeline: Pipeline[Any]) -> set[int]:
+    if not pipeline.track_metrics:
+        return set()
+    try:
+        return pipeline.completed_indices
+    except TrackingDisabledError:
+        return set()  # in a worker that the database is out of reach of: its driver has looked
+
+
+def _in_words(indices: Sequence[int]) -> str:
+    runs = [str(one) if one == last else f"{one}-{last}" for one, last in runs_of(indices)]
+    if len(runs) > _NAMED_RUNS:
+        runs[_NAMED_RUNS:] = [f"... ({len(indices)} in all)"]
+    return f"{'index' if len(indices) == 1 else 'indices'} {', '.join(runs)}"
 
 
 def _readable_again(pipeline: Pipeline[AtomicData], unplanned: Mapping[int, str]) -> set[int]:

@@ -22,12 +22,15 @@ from psnc_atm.region_lock import store_lock
 from psnc_atm.store_plan import FieldSpec, StorePlan, room
 from psnc_atm.zarr_region import write_region
 
-__all__ = ["ZarrStore", "create_store", "draft_path", "lay_out", "open_store"]
+__all__ = ["WRITTEN", "ZarrStore", "create_store", "draft_path", "lay_out", "open_store"]
 
-_FORMAT = 1
+_FORMAT = 2
 _NOT_OURS = (KeyError, TypeError, ValueError, OSError)
 # The group of what only psnc needs: readers of the layout do not look for it.
 _OWN_GROUP = "psnc"
+# Of each index the mark of the pipeline that wrote it, 0 while it is not whole.
+WRITTEN = f"{_OWN_GROUP}/written"
+_MARKS_PER_CHUNK = 4096
 
 
 @frozen(eq=False)
@@ -151,6 +154,12 @@ def open_store(path: Path) -> ZarrStore | None:
             f"{path} has format {version}, written by {attributes.get('written_by')}; "
             "update psnc-atm or choose another output_path"
         )
+    if version < _FORMAT:
+        raise StageError(
+            f"{path} has format {version}, written by {attributes.get('written_by')}, which does "
+            "not say which indices are whole; choose another output_path, or delete the store to "
+            "write it anew"
+        )
     try:
         return _opened(path, made, root, own)
     except _NOT_OURS as error:
@@ -164,7 +173,7 @@ def _opened(path: Path, made: tuple[int, int], root: zarr.Group, own: zarr.Group
     unplanned = cast("dict[str, str]", own.attrs["unplanned"])
     arrays = {
         name: cast("zarr.Array[Any]", root[name])
-        for name in ("meta/atoms_ptr", "meta/samples_mask", "meta/atoms_mask")
+        for name in ("meta/atoms_ptr", "meta/samples_mask", "meta/atoms_mask", WRITTEN)
     }
     fields = tuple(FieldSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in specs)
     for field in fields:
@@ -245,6 +254,14 @@ def _write_own_group(root: zarr.Group, plan: StorePlan, identity: Mapping[str, A
             "fields": [asdict(field) for field in plan.fields],
             "unplanned": {str(index): cause for index, cause in plan.unplanned.items()},
         },
+    )
+    indices = len(plan.rows_before) - 1
+    root.create_array(
+        WRITTEN,
+        shape=(indices,),
+        chunks=(max(1, min(_MARKS_PER_CHUNK, indices)),),
+        dtype="uint64",
+        fill_value=0,
     )
     own.create_array("rows_before", data=plan.rows_before)
     own.create_array("atoms_before", data=plan.atoms_before)

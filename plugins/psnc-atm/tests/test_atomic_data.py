@@ -7,7 +7,9 @@ import ase.db
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk
 from ase.calculators.calculator import all_properties
+from ase.calculators.emt import EMT
 from ase.stress import full_3x3_to_voigt_6_stress
 from data import crystals, molecules, write_database
 
@@ -110,3 +112,45 @@ def test_a_field_with_the_wrong_number_of_rows_is_refused() -> None:
         AtomicData(
             atomic_numbers=np.array([1, 1, 8]), positions=np.zeros((3, 3)), forces=np.zeros((2, 3))
         )
+
+
+def move(atoms: Atoms) -> None:
+    atoms.positions[0, 0] += 0.1
+
+
+def strain(atoms: Atoms) -> None:
+    atoms.set_cell(atoms.cell * 1.01, scale_atoms=False)
+
+
+def replace(atoms: Atoms) -> None:
+    atoms.numbers[0] = 1
+
+
+@pytest.mark.parametrize("change", [move, strain, replace])
+def test_results_for_what_the_atoms_were_before_are_left_out(change) -> None:
+    atoms = next(crystals(1))
+    assert AtomicData.from_ase(atoms).energy == atoms.calc.results["energy"]
+    change(atoms)
+    structure = AtomicData.from_ase(atoms)
+    assert structure.energy is None
+    assert structure.forces is None
+    assert structure.stress is None
+    assert structure.results == {}
+    # They are the atoms' no more, and still the calculator's.
+    assert "energy" in atoms.calc.results
+
+
+def test_a_live_calculator_gives_what_it_has_and_calculates_nothing() -> None:
+    atoms = bulk("Cu", cubic=True)
+    atoms.calc = EMT()
+    assert AtomicData.from_ase(atoms).energy is None
+    assert atoms.calc.results == {}
+    energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+    structure = AtomicData.from_ase(atoms)
+    assert structure.energy == energy
+    np.testing.assert_array_equal(structure.forces, forces)
+    move(atoms)
+    stale = AtomicData.from_ase(atoms)
+    assert stale.energy is None
+    assert stale.forces is None
+    assert atoms.get_potential_energy() == AtomicData.from_ase(atoms).energy != energy

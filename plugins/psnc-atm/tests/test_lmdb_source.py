@@ -25,7 +25,7 @@ from data import (
 from psnc import SourceError
 from psnc_atm import ASELMDBSource
 from psnc_atm.lmdb_file import open_file
-from psnc_atm.lmdb_header import read_header
+from psnc_atm.lmdb_header import LMDBHeader, fingerprint, read_header
 
 
 def sizes(source: ASELMDBSource, index: int) -> list[int]:
@@ -313,3 +313,80 @@ def test_a_file_of_full_length_that_ends_in_zeros_fails_its_index_alone(tmp_path
     with pytest.raises(SourceError, match=r"data0001\.aselmdb: .*damaged"):
         list(source[1])
     assert len(list(source[0])) == len(list(source[2])) == 200
+
+
+def rewritten(path: Path, make) -> tuple[LMDBHeader, LMDBHeader]:
+    """Delete a file and write it anew, and return what its header was and is."""
+    before = read_header(path)
+    path.unlink()
+    make()
+    return before, read_header(path)
+
+
+@pytest.mark.parametrize("numbers", [0, 3000])  # rows within pages, and on pages of their own
+def test_a_file_that_was_made_anew_is_told_from_the_one_before(
+    tmp_path: Path, numbers: int
+) -> None:
+    path = tmp_path / "rows.aselmdb"
+
+    def make() -> None:
+        write_database(path, molecules(30), data={"x": np.ones(numbers)})
+
+    make()
+    identity = ASELMDBSource(path).input_identity()
+    assert ASELMDBSource(path).input_identity() == identity
+    before, after = rewritten(path, make)
+    # Nothing else tells them apart.
+    assert before == after
+    assert ASELMDBSource(path).input_identity() != identity
+
+
+@pytest.mark.parametrize("row", [b"1", b"999"])  # the first and the last by key
+def test_another_first_or_last_row_is_enough_to_tell_files_apart(
+    tmp_path: Path, row: bytes
+) -> None:
+    path, copy = tmp_path / "rows.aselmdb", tmp_path / "copy.aselmdb"
+    write_database(path, molecules(1000), data={"x": np.ones(600)})
+    shutil.copy(path, copy)
+    value = raw_row(path, row)
+    change_raw_row(path, row, value[:-1] + bytes([value[-1] ^ 1]))
+    change_raw_row(copy, row, value)
+    assert read_header(path) == read_header(copy)
+    assert fingerprint(path, read_header(path)) != fingerprint(copy, read_header(copy))
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="the kernel does not count bytes")
+def test_telling_files_apart_reads_little_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "rows.aselmdb"
+    write_database(path, molecules(2000), data={"x": np.random.default_rng(0).random(1000)})
+    assert path.stat().st_size > 10_000_000
+    source = ASELMDBSource(path)
+
+    def bytes_read() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    before = bytes_read()
+    source.input_identity()
+    assert bytes_read() - before < 150_000
+
+
+def test_a_damaged_file_can_be_told_from_a_good_one_and_stops_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "rows.aselmdb"
+    write_database(path, molecules(200), data={"x": np.ones(3000)})
+    content = path.read_bytes()
+    identities = []
+    for kept in (len(content), len(content) // 2, 8192, 4096, 100, 0):
+        path.write_bytes(content[:kept])
+        identities.append(ASELMDBSource(path).input_identity())
+    header = read_header_of(content, path)
+    spoilt = bytearray(content)
+    start = header.root * header.page_size
+    spoilt[start : start + header.page_size] = b"\xff" * header.page_size
+    path.write_bytes(spoilt)
+    identities.append(ASELMDBSource(path).input_identity())
+    assert identities[0] not in identities[1:]
+
+
+def read_header_of(content: bytes, path: Path) -> LMDBHeader:
+    path.write_bytes(content)
+    return read_header(path)

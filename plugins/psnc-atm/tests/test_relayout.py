@@ -3,9 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from data import (
 
 from psnc import Pipeline, StageError, run_pipeline
 from psnc_atm import ASELMDBSource, AtomicDataZarrSink
+from psnc_atm.lmdb_header import read_header
 from psnc_atm.zarr_relayout import changed_indices
 
 
@@ -140,6 +139,18 @@ def test_a_file_that_changed_after_it_was_written_is_refused(tmp_path: Path) -> 
         convert(data, tmp_path)
 
 
+def test_a_file_that_was_made_anew_with_as_many_molecules_is_refused(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "in", files=3, rows=15)
+    convert(data, tmp_path)
+    path = data / "data0002.aselmdb"
+    before = read_header(path)
+    path.unlink()
+    write_database(path, molecules(15, seed=2), data={"charge": 1, "gap": 0.5})
+    assert read_header(path) == before
+    with pytest.raises(StageError, match=r"data0002\.aselmdb changed"):
+        convert(data, tmp_path)
+
+
 def test_with_several_indices_a_file_a_repair_is_refused(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "in", files=3, rows=20)
     path = data / "data0001.aselmdb"
@@ -155,30 +166,72 @@ def _convert_in_child(data: Path, output: Path) -> None:
     convert(data, output)
 
 
+def _files_below(directory: Path) -> int:
+    return sum(len(names) for _, _, names in os.walk(directory))
+
+
+def _which(store: Path) -> int:
+    return (store / "psnc" / "zarr.json").stat().st_ino
+
+
+def _kill_at(share: float, data: Path, output: Path, files_at_the_end: int) -> Path | None:
+    """Kill a run that lays a store out anew, and return what it left behind, if anything.
+
+    The draft then has that share of the files that it has at the end, or more; at 1 the two stores
+    have changed places, or are about to.
+    """
+    earlier = set(output.glob(".out.zarr.*.draft"))
+    before = _which(output / "out.zarr")
+    child = multiprocessing.get_context("spawn").Process(
+        target=_convert_in_child, args=(data, output)
+    )
+    child.start()
+    drafts: set[Path] = set()
+    while not drafts and child.is_alive():
+        drafts = set(output.glob(".out.zarr.*.draft")) - earlier
+    assert drafts, "the run ended without laying the store out anew"
+    [draft] = drafts
+    while (
+        child.is_alive()
+        and _files_below(draft) < share * files_at_the_end
+        and _which(output / "out.zarr") == before
+    ):
+        pass
+    child.kill()
+    child.join()
+    return draft if draft.exists() else None
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="exchanges directories in one step on Linux")
 def test_a_kill_while_it_is_laid_out_anew_loses_nothing(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "in", files=6, rows=40)
     path = data / "data0002.aselmdb"
     whole = damaged_copy(path, "truncated")
-    convert(data, tmp_path)
+    output, kept = tmp_path / "out", tmp_path / "kept"
+    convert(data, output)
+    shutil.copytree(output, kept)
     path.write_bytes(whole)
-    (tmp_path / "clean").mkdir()
     convert(data, tmp_path / "clean")
-    context = multiprocessing.get_context("spawn")
-    for kill in range(4):
-        child = context.Process(target=_convert_in_child, args=(data, tmp_path))
-        child.start()
-        assert child.pid is not None
-        deadline = time.monotonic() + 20
-        drafts: list[Path] = []
-        while not drafts and child.is_alive() and time.monotonic() < deadline:
-            drafts = list(tmp_path.glob(".out.zarr.*.draft"))
-        time.sleep(0.01 * kill)
-        os.kill(child.pid, signal.SIGKILL)
-        child.join()
-        assert contents(tmp_path / "out.zarr")["meta/samples_mask"].sum() >= 200
-    assert convert(data, tmp_path).completed_indices == set(range(6))
-    assert_same_content(tmp_path / "out.zarr", tmp_path / "clean/out.zarr")
+    # All but the damaged file's share of the chunks.
+    files_at_the_end = _files_below(kept / "out.zarr")
+    laid_out = _which(output / "out.zarr")
+    hit = []
+    for share in (0.01, 0.3, 0.5, 0.7, 0.9, 1):
+        left = _kill_at(share, data, output, files_at_the_end)
+        assert contents(output / "out.zarr")["meta/samples_mask"].sum() >= 200
+        if _which(output / "out.zarr") == laid_out:
+            assert left is not None
+            hit.append(_files_below(left) / files_at_the_end)
+            continue
+        # The kill came with the exchange, or after: what it left is finished, and begun again.
+        assert convert(data, output).completed_indices == set(range(6))
+        assert_same_content(output / "out.zarr", tmp_path / "clean/out.zarr")
+        shutil.rmtree(output)
+        shutil.copytree(kept, output)
+        laid_out = _which(output / "out.zarr")
+    assert any(0.3 < share < 1 for share in hit), hit
+    assert convert(data, output).completed_indices == set(range(6))
+    assert_same_content(output / "out.zarr", tmp_path / "clean/out.zarr")
 
 
 def pipeline_of(data: Path, output: Path, chunks: int) -> Pipeline[Any]:
