@@ -7,7 +7,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -33,9 +33,11 @@ __all__ = [
     "activate",
     "activated",
     "active_config",
+    "before_leave",
     "deactivate",
     "install",
     "plugin_manager",
+    "take_leave_first",
 ]
 
 BUILT_IN_PLUGINS = {
@@ -427,10 +429,31 @@ def activated(manager: PluginManager) -> Iterator[PluginManager]:
             _active = previous
 
 
+_endings: list[Callable[[], None]] = []
+
+
+def before_leave(function: Callable[[], None]) -> Callable[[], None]:
+    """Have a function called when this process's plugins are to clean up, before they do."""
+    _endings.append(function)
+    return function
+
+
+def take_leave_first() -> None:
+    """Have plugins clean up, at the end of the process, before what was imported up to now does.
+
+    A store has a handler of its own, by then imported, which takes no record any more.
+    """
+    atexit.unregister(deactivate)
+    atexit.register(deactivate)
+
+
 @atexit.register
 def deactivate() -> None:
     """Let this process's plugins clean up."""
     global _active
+    with ExitStack() as stack:
+        for function in _endings:
+            stack.callback(function)
     with _active_lock:
         previous, _active = _active, None
     if previous is not None:

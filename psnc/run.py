@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from psnc.errors import StoreError
-from psnc.manager import PluginManager, plugin_manager
+from psnc.manager import PluginManager, plugin_manager, take_leave_first
 from psnc.masking import secret_texts
 from psnc.provenance import text_values
 from psnc.records import WorkerInfo, utc_timestamp
@@ -115,6 +115,7 @@ class Run:
             store.close()
             raise
         self.store = store
+        take_leave_first()
 
     def prepare(self) -> None:
         """Tell the sink to get ready, once in this process."""
