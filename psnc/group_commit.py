@@ -18,6 +18,7 @@ import time
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from weakref import WeakSet
 
 from attrs import frozen
@@ -161,14 +162,13 @@ class GroupCommitStore(CheckpointStore):
         finally:
             self._is_closed = True
 
-    def close_at_exit(self) -> None:
+    def close_or_say(self) -> None:
         """Close the store, and say on standard error what cannot be written, unless it was said."""
-        is_known = self._writer.failure_is_known
-        try:
+        if not self._writer.failure_is_known:
+            super().close_or_say()
+            return
+        with suppress(StoreError):
             self.close()
-        except StoreError as error:
-            if not is_known:
-                print(f"psnc: {error}", file=sys.stderr)
 
     def _write_out(self) -> None:
         self._writer.stop_thread()
@@ -444,7 +444,7 @@ def _close_open_stores() -> None:
     global _process_ends
     _process_ends = True
     for store in list(_open_stores):
-        store.close_at_exit()
+        store.close_or_say()
 
 
 # --- forks ------------------------------------------------------------------------------------
