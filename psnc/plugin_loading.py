@@ -326,15 +326,20 @@ def _check_arguments(
                 f"{_suggestion(name, arguments, takes)}"
             )
     for parameter in inspect.signature(function).parameters.values():
-        by_keyword = parameter.kind is parameter.KEYWORD_ONLY
-        if by_keyword and parameter.default is not parameter.empty:
+        advice = "name the arguments that it needs, and no * before them"
+        shown = str(parameter).partition(":")[0]
+        if parameter.default is not parameter.empty:
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in arguments:
+                # Meant to be the function's own.
+                continue
+            advice = "name the arguments that it needs, and give them no default"
+            shown = f"{parameter.name}={parameter.default!r}"
+        elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
             continue
-        if by_keyword or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise PluginError(
-                f"{origin.described}: {hook} has {str(parameter).partition(':')[0]!r}, which is "
-                f"never filled ({_place(function)}): name the arguments that it needs, and no * "
-                "before them"
-            )
+        raise PluginError(
+            f"{origin.described}: {hook} has {shown!r}, which is never filled "
+            f"({_place(function)}): {advice}"
+        )
 
 
 def _check_callable(hook: str, function: Any, plugin: Any, origin: PluginOrigin) -> None:
