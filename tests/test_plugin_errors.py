@@ -111,7 +111,8 @@ MODULES = [
     ),
     pytest.param(
         "from psnc import hookimpl\n\n@hookimpl\ndef psnc_index_done(context, recrd=None): pass",
-        "plugin 'bad' of -p bad: psnc_index_done has 'recrd=None', which is never filled ({file}:4)",
+        "plugin 'bad' of -p bad: psnc_index_done has 'recrd=None', which is never filled ({file}:4"
+        "): name the arguments",
         id="misspelt argument with a default",
     ),
     pytest.param(
