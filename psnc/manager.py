@@ -162,13 +162,14 @@ class PluginManager(HookCalls):
         Parameters
         ----------
         given : mapping, optional
-            Values of the plugins' options from a command line.
+            Values of the plugins' options from a command line. With any, even an empty one, all
+            plugins are known to be loaded that the configuration file may have keys of.
         **settings
             Fields of the configuration that became known since the plugins were loaded.
         """
         config = evolve(self.config, **settings)
         if config.options is None:
-            options = resolve_options(self.plugin_options(), config, given or {})
+            options = resolve_options(self.plugin_options(), config, given)
             config = evolve(config, options=options)
         self.config = config
 

@@ -146,8 +146,10 @@ def _installed() -> Iterator[PluginOrigin]:
     found = []
     for distribution, entry_point, reference in named:
         # Read once: name and version would each parse all of it.
-        metadata = (distribution.metadata if distribution else None) or {}
-        name, version = metadata.get("Name", "?"), metadata.get("Version", "?")
+        metadata = distribution.metadata if distribution else None
+        name, version = "?", "?"
+        if metadata:
+            name, version = metadata.get("Name", "?"), metadata.get("Version", "?")
         found.append(PluginOrigin(entry_point, "installed", reference, name, version))
     # One distribution that is found twice, as in a source tree and where it is installed, is one.
     return iter(dict.fromkeys(sorted(found, key=lambda each: (each.distribution, each.name))))
@@ -160,7 +162,7 @@ def _entry_points_line_by_line() -> Iterator[tuple[Any, str, str]]:
     seen = set()
     for distribution in distributions():
         # Of one name the first is what Python imports.
-        name = (distribution.metadata or {}).get("Name", "?")
+        name = distribution.metadata["Name"] if distribution.metadata else "?"
         if name in seen:
             continue
         seen.add(name)
