@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from attrs import frozen
 
+from psnc.class_fields import ClassField, NotInTextError, constructor_for, own_fields
 from psnc.errors import StageError
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def _describe_offer(kind: OfferKind, offer: Offer) -> Listed:
     if text is None:
         problem = f"there is no module {module}"
         return Listed(kind, offer.name, reference, origin, problem=problem)
-    node = text.class_of(name)
+    node = text.stage_of(name)
     if node is None:
         return Listed(kind, offer.name, reference, origin)
     description = _first_paragraph(ast.get_docstring(node) or "")
@@ -133,15 +134,13 @@ def _without_given(
     return tuple(each for each in parameters if each.name != _GIVEN)
 
 
-class _NotInTextError(Exception):
-    """The constructor is made elsewhere: by a decorator, or in another module."""
-
-
 class _ModuleText:
     """A module as its text has it."""
 
     def __init__(self, tree: ast.Module) -> None:
         self._classes: dict[str, ast.ClassDef] = {}
+        self._functions: dict[str, ast.FunctionDef] = {}
+        self._made: dict[ast.ClassDef, ast.FunctionDef] = {}
         self._values: dict[str, ast.expr] = {}
         self._imported: dict[str, str] = {}
         for each in tree.body:
@@ -167,15 +166,28 @@ class _ModuleText:
             # A compiled module, say.
             return cls(ast.Module([], []))
 
-    def class_of(self, name: str) -> ast.ClassDef | None:
-        """Return the class that has a name in the end."""
-        return self._classes.get(name)
+    def stage_of(self, path: str) -> ast.ClassDef | ast.FunctionDef | None:
+        """Return the class, or the function, that has a name in the end."""
+        name, *inner = path.split(".")
+        if not inner and name in self._functions:
+            return self._functions[name]
+        node = self._classes.get(name)
+        for name in inner:
+            found = None if node is None else _binding(node, name)
+            node = found if isinstance(found, ast.ClassDef) else None
+        return node
 
-    def parameters(self, node: ast.ClassDef) -> tuple[ListedParameter, ...] | None:
+    def parameters(
+        self, node: ast.ClassDef | ast.FunctionDef
+    ) -> tuple[ListedParameter, ...] | None:
         """Return a constructor's parameters; ``None`` if the text does not tell."""
+        if isinstance(node, ast.FunctionDef):
+            taken = self._taken_by_data(node)
+            described = parameter_descriptions(ast.get_docstring(node) or "")
+            return None if taken is None else tuple(self._parameters_of(node, described, taken))
         try:
             constructor = self._constructor(node, ())
-        except _NotInTextError:
+        except NotInTextError:
             return None
         if constructor is None:
             return ()
@@ -185,6 +197,10 @@ class _ModuleText:
         match statement:
             case ast.ClassDef(name=name):
                 self._classes[name] = statement
+                self._functions.pop(name, None)
+            case ast.FunctionDef(name=name):
+                self._functions[name] = statement
+                self._classes.pop(name, None)
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
                 self._values[name] = value
             case ast.Import(names=names):
@@ -202,7 +218,7 @@ class _ModuleText:
     ) -> ast.FunctionDef | None:
         """Return a class's constructor, ``None`` if it has that of ``object``."""
         if _binding(node, "params") is not None:
-            raise _NotInTextError
+            raise NotInTextError
         inherited = [
             found
             for base in self._bases(node, inner)
@@ -211,11 +227,44 @@ class _ModuleText:
         own = _binding(node, "__init__")
         if own is not None:
             if not isinstance(own, ast.FunctionDef):
-                raise _NotInTextError
+                raise NotInTextError
             return own
-        if node.decorator_list or len(set(inherited)) > 1:
-            raise _NotInTextError
+        if node.decorator_list:
+            return self._made_constructor(node, inner)
+        if len(set(inherited)) > 1:
+            raise NotInTextError
         return inherited[0] if inherited else None
+
+    def _taken_by_data(self, node: ast.FunctionDef) -> int | None:
+        """Return how many parameters of a function stage are for the data."""
+        if len(node.decorator_list) != 1:
+            return None
+        (decorator,) = node.decorator_list
+        if isinstance(decorator, ast.Call):
+            decorator = decorator.func
+        home, _, last = self._resolved(ast.unparse(decorator)).rpartition(".")
+        return {"filter": 1, "sink": 2}.get(last) if home.partition(".")[0] == "psnc" else None
+
+    def _made_constructor(
+        self, node: ast.ClassDef, inner: tuple[ast.ClassDef, ...]
+    ) -> ast.FunctionDef:
+        """Return the constructor that a class is given for its fields."""
+        if node not in self._made:
+            self._made[node] = constructor_for(self._fields(node, inner))
+        return self._made[node]
+
+    def _fields(self, node: ast.ClassDef, inner: tuple[ast.ClassDef, ...]) -> list[ClassField]:
+        """Return the fields of a class and of those that it inherits from."""
+        by_name: dict[str, ClassField] = {}
+        for base in self._bases(node, inner):
+            for each in self._fields(base, (*inner, node)) if base.decorator_list else ():
+                if by_name.setdefault(each.name, each) is not each:
+                    raise NotInTextError
+        for each in own_fields(node, self._resolved):
+            if each.name in by_name:
+                raise NotInTextError
+            by_name[each.name] = each
+        return list(by_name.values())
 
     def _bases(self, node: ast.ClassDef, inner: tuple[ast.ClassDef, ...]) -> Iterator[ast.ClassDef]:
         known = _binding(node, "__init__") is not None
@@ -225,7 +274,7 @@ class _ModuleText:
             if base is not None and base is not node and base not in inner:
                 yield base
             elif not known and not self._is_plain(name):
-                raise _NotInTextError
+                raise NotInTextError
 
     def _is_plain(self, base: str) -> bool:
         name = self._resolved(base)
@@ -248,13 +297,13 @@ class _ModuleText:
         return described | parameter_descriptions(ast.get_docstring(node) or "")
 
     def _parameters_of(
-        self, constructor: ast.FunctionDef, described: dict[str, str]
+        self, constructor: ast.FunctionDef, described: dict[str, str], taken: int = 1
     ) -> Iterator[ListedParameter]:
         given = constructor.args
         positional = [*given.posonlyargs, *given.args]
         missing: list[ast.expr | None] = [None] * (len(positional) - len(given.defaults))
         pairs = zip(positional, [*missing, *given.defaults], strict=True)
-        for argument, default in list(pairs)[1:]:
+        for argument, default in list(pairs)[taken:]:
             yield self._parameter(argument.arg, argument, default, described)
         if given.vararg is not None:
             yield self._parameter(f"*{given.vararg.arg}", given.vararg, None, described)
@@ -382,14 +431,33 @@ def _module_path(name: str) -> Path | None:
 def stages_of_module(module: ModuleType) -> list[Listed]:
     """Describe the sources, filters and sinks that a module defines, or a package shows."""
     found = []
-    for name in _shown_names(module):
-        value = _shown(module, name)
+    shown = (_shown(module, name) for name in _shown_names(module))
+    for value in _with_inner_classes(each for each in shown if isinstance(each, type)):
         kind = _kind_of(value)
         if kind is None or not _belongs_to(value, module):
             continue
-        found.append(_describe_class(kind, value.__name__, value, module.__name__))
+        found.append(_describe_class(kind, _name_in_module(value), value, module.__name__))
     # A class may be shown under several names.
     return list(dict.fromkeys(found))
+
+
+def _with_inner_classes(classes: Iterable[type]) -> Iterator[type]:
+    """Yield classes, each followed by those that are defined in it."""
+    for each in classes:
+        yield each
+        prefix = f"{each.__qualname__}."
+        yield from _with_inner_classes(
+            value
+            for value in vars(each).values()
+            if isinstance(value, type)
+            and value.__module__ == each.__module__
+            and value.__qualname__.startswith(prefix)
+        )
+
+
+def _name_in_module(cls: type) -> str:
+    # One that a function made has no name in its module.
+    return cls.__name__ if "<locals>" in cls.__qualname__ else cls.__qualname__
 
 
 def _shown_names(module: ModuleType) -> Iterator[str]:

@@ -19,7 +19,7 @@ import time
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextlib import suppress
 from weakref import WeakSet
 
 from attrs import frozen
@@ -33,6 +33,9 @@ __all__ = ["GroupCommitStore", "WorkerRow"]
 
 GROUP_NS = 50_000_000
 _LINGER_S = 1.0
+
+# A thread that is in the middle of a transaction as the store is closed has this long to end it.
+_LEAVE_S = 10.0
 
 
 @frozen
@@ -60,17 +63,22 @@ class GroupCommitStore(CheckpointStore):
 
     Attributes
     ----------
-    gate : threading.RLock
+    gate : Gate
         Held by whichever thread uses the store, so that a fork can wait for all of them.
     """
 
     def __init__(self, durability: Durability) -> None:
-        self.gate: Any = threading.RLock()
+        self.gate = Gate()
         self._run_id: int | None = None
         self._is_closed = False
-        self._writer = _GroupWriter(self._write_for_run, self.gate, durability != "grouped")
-        with _making:
-            _open_stores.add(self)
+        # No thread that is begun as the process ends could be waited for.
+        one_by_one = durability != "grouped" or _process_ends
+        self._writer = _GroupWriter(self._write_for_run, self.gate, one_by_one)
+        if _process_ends:
+            self._writer.stop_thread()
+        else:
+            with _making:
+                _open_stores.add(self)
 
     # --- for the subclass to say --------------------------------------------------------------
 
@@ -131,7 +139,7 @@ class GroupCommitStore(CheckpointStore):
         """
         for store in _with_too_many_connected(self):
             # One that is at work is not idle, and to wait for it might be to wait for this one.
-            if store.gate.acquire(blocking=False):
+            if store.gate.try_acquire():
                 try:
                     store.disconnect()
                 finally:
@@ -169,18 +177,18 @@ class GroupCommitStore(CheckpointStore):
         finally:
             self._is_closed = True
 
-    def close_at_exit(self) -> None:
-        """Write what waits, and say on standard error what cannot be, unless it has been said."""
-        is_known = self._writer.failure_is_known
-        try:
-            self._write_out()
-        except StoreError as error:
-            if not is_known:
-                print(f"psnc: {error}", file=sys.stderr)
+    def close_or_say(self) -> None:
+        """Close the store, and say on standard error what cannot be written, unless it was said."""
+        if not self._writer.failure_is_known:
+            super().close_or_say()
+            return
+        with suppress(StoreError):
+            self.close()
 
     def _write_out(self) -> None:
+        self._writer.stop_thread()
         try:
-            self._writer.close()
+            self._writer.flush()
         finally:
             with self.gate:
                 self.disconnect()
@@ -198,6 +206,41 @@ class GroupCommitStore(CheckpointStore):
     def release(self) -> None:
         """Let threads use the store again; each opens a connection anew."""
         self.gate.release()
+
+
+class Gate:
+    """A lock as ``threading.RLock``, but for the very end of the process, when nobody waits for it.
+
+    By then threads stop wherever they are, and one that held the lock never lets go of it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def acquire(self) -> None:
+        """Wait until no other thread holds the lock, and hold it.
+
+        Raises
+        ------
+        StoreError
+            If another thread holds it for ever.
+        """
+        if not self._lock.acquire(blocking=not sys.is_finalizing()):
+            raise StoreError("the process is ending, so that the store is out of reach")
+
+    def try_acquire(self) -> bool:
+        """Hold the lock, unless another thread does; tell whether it is held."""
+        return self._lock.acquire(blocking=False)
+
+    def release(self) -> None:
+        """Let go of the lock."""
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 class _WorkerState:
@@ -223,7 +266,7 @@ class _GroupWriter:
     ----------
     write : callable
         Writes records and rows of workers in one transaction.
-    gate : threading.RLock
+    gate : Gate
         Held while it does.
     one_by_one : bool
         Write every index in a transaction of its own.
@@ -232,7 +275,7 @@ class _GroupWriter:
     def __init__(
         self,
         write: Callable[[Sequence[IndexRecord], Sequence[WorkerRow]], None],
-        gate: Any,
+        gate: Gate,
         one_by_one: bool,
     ) -> None:
         self._write = write
@@ -247,6 +290,7 @@ class _GroupWriter:
         # Whether somebody was told that what waits cannot be written.
         self.failure_is_known = False
         self._wake = threading.Event()
+        self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
     def pending(self, index: int) -> IndexRecord | None:
@@ -320,10 +364,18 @@ class _GroupWriter:
             self._states.clear()
             self._changed.clear()
 
-    def close(self) -> None:
-        """Write what waits; the thread ends by itself."""
+    def stop_thread(self) -> None:
+        """Let the thread end, wait until it has, and have no other one begin.
+
+        One that is alive when the interpreter ends stops wherever it is, with whatever it holds.
+        """
+        with self._lock:
+            self._stop.set()
+            thread = self._thread
         self._wake.set()
-        self.flush()
+        # The store may be collected in the thread itself.
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(_LEAVE_S)
 
     def flush_in_time(self) -> None:
         """Write what waits, and keep an error for the thread that records next."""
@@ -371,28 +423,30 @@ class _GroupWriter:
             return
         with self._lock:
             self._wake.set()
-            if self._thread is None:
+            if self._thread is None and not self._stop.is_set():
                 self._thread = threading.Thread(
                     target=_write_in_time,
-                    args=(weakref.ref(self), self._wake),
+                    args=(weakref.ref(self), self._wake, self._stop),
                     name="psnc-checkpoint",
                     daemon=True,
                 )
                 self._thread.start()
 
 
-def _write_in_time(reference: weakref.ref[_GroupWriter], wake: threading.Event) -> None:
-    """Write 50 ms after something came; end when nothing has come for a while.
+def _write_in_time(
+    reference: weakref.ref[_GroupWriter], wake: threading.Event, stop: threading.Event
+) -> None:
+    """Write 50 ms after something came; end when nothing has come for a while, or when told to.
 
     Between times the thread does not hold the writer, which can so be collected with its store.
     """
     while True:
         idle = not wake.wait(_LINGER_S)
         if not idle:
-            time.sleep(GROUP_NS / 1e9)
+            stop.wait(GROUP_NS / 1e9)
             wake.clear()
         writer = reference()
-        if writer is None or (idle and writer.retire_thread()):
+        if stop.is_set() or writer is None or (idle and writer.retire_thread()):
             return
         writer.flush_in_time()
         del writer
@@ -427,12 +481,15 @@ def _with_too_many_connected(latest: GroupCommitStore) -> list[GroupCommitStore]
 # --- the end of the process -------------------------------------------------------------------
 
 _open_stores: WeakSet[GroupCommitStore] = WeakSet()
+_process_ends = False
 
 
 @atexit.register
 def _close_open_stores() -> None:
+    global _process_ends
+    _process_ends = True
     for store in list(_open_stores):
-        store.close_at_exit()
+        store.close_or_say()
 
 
 # --- forks ------------------------------------------------------------------------------------

@@ -74,9 +74,10 @@ def _load_exception(name: str) -> type[BaseException]:
         found = getattr(load_module(place), attribute, None)
     else:
         found = getattr(builtins, name, None) or getattr(errors, name, None)
-    if isinstance(found, type) and issubclass(found, BaseException):
-        if not issubclass(found, errors.INTERRUPTS):
-            return found
+    if not isinstance(found, type) or not issubclass(found, BaseException):
+        found = None
+    if found is not None and not issubclass(found, errors.INTERRUPTS):
+        return found
     raise PipelineError(
         f"{name!r} is no class of exceptions: write OSError or another of Python's own, or "
         "module:Class"

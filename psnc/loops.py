@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from time import perf_counter
 from typing import Any, Generic, NoReturn, Protocol, Self, TypeVar
+from weakref import WeakSet
 
 from psnc.errors import PipelineError, PluginError, SourceError, StageError, StoreError
 from psnc.execution import OpenIndex, earlier_record
+from psnc.manager import before_leave
 from psnc.pipeline import Pipeline
 from psnc.provenance import Name
 from psnc.records import IndexRecord, RunSummary
@@ -177,7 +179,9 @@ class TrackedLoop(Generic[T]):
             self._refuse_used_iterator()
             self.pipeline = self._new_pipeline()
         self._begun = True
-        return self._run_through()
+        items = self._run_through()
+        _unfinished.add(items)
+        return items
 
     def _refuse_used_iterator(self) -> None:
         if self._resume and isinstance(self._iterable, Iterator):
@@ -199,7 +203,7 @@ class TrackedLoop(Generic[T]):
         source.length = max(recorded, self._total or 0) if length is None else length
         return pipeline
 
-    def _run_through(self) -> Iterator[T]:
+    def _run_through(self) -> Generator[T, None, None]:
         length = _length_of(self._iterable)
         items = _items_of(self._iterable, len(self.pipeline) or -1 if length is None else length)
         with _alone(self.pipeline, self.name), _Pass(self, items) as this_pass:
@@ -454,6 +458,18 @@ def _fewer_items(pipeline: Pipeline[Any], name: str, recorded: int, length: int)
         "positions may mean other items: give it another name, or forget its record with "
         f"psnc reset {shown_url(pipeline.configured_store_url)}"
     )
+
+
+_unfinished: WeakSet[Generator[Any, None, None]] = WeakSet()
+
+
+@before_leave
+def _leave_unfinished() -> None:
+    """Leave the loops of which the program keeps an iterator, while that can be recorded."""
+    for items in list(_unfinished):
+        # A thread that is not waited for may be asking for an item.
+        with suppress(ValueError):
+            items.close()
 
 
 _at_work: dict[tuple[str, str, str], object] = {}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import pluggy
 from attrs import evolve
@@ -28,14 +30,20 @@ from psnc.plugin_loading import (
 )
 from psnc.settings import SETTINGS, default_config
 
+if TYPE_CHECKING:
+    from psnc.run import Run
+
 __all__ = [
     "PluginManager",
     "activate",
     "activated",
     "active_config",
+    "active_manager",
+    "before_leave",
     "deactivate",
     "install",
     "plugin_manager",
+    "take_leave_first",
 ]
 
 BUILT_IN_PLUGINS = {
@@ -60,6 +68,8 @@ class PluginManager(HookCalls):
         Where each loaded plugin comes from, by name, in the order of registration.
     failures : list of PluginFailure
         The plugins that could not be loaded.
+    pid : int
+        The process that it was made in.
     """
 
     def __init__(self, config: Config | None = None) -> None:
@@ -67,7 +77,9 @@ class PluginManager(HookCalls):
         self.config = config or Config()
         self.origins: dict[str, PluginOrigin] = {}
         self.failures: list[PluginFailure] = []
-        self._pid = os.getpid()
+        self.pid = os.getpid()
+        # Those that have ended are not kept for this.
+        self._runs: WeakValueDictionary[int, Run] = WeakValueDictionary()
         self._hook_arguments = {
             name: tuple(caller.spec.argnames)
             for name, caller in vars(self.hook).items()
@@ -150,19 +162,33 @@ class PluginManager(HookCalls):
         Parameters
         ----------
         given : mapping, optional
-            Values of the plugins' options from a command line.
+            Values of the plugins' options from a command line. With any, even an empty one, all
+            plugins are known to be loaded that the configuration file may have keys of.
         **settings
             Fields of the configuration that became known since the plugins were loaded.
         """
         config = evolve(self.config, **settings)
         if config.options is None:
-            options = resolve_options(self.plugin_options(), config, given or {})
+            options = resolve_options(self.plugin_options(), config, given)
             config = evolve(config, options=options)
         self.config = config
 
+    def serve(self, run: Run) -> None:
+        """Know a run whose hooks this manager calls."""
+        self._runs[id(run)] = run
+
+    def retire_runs(self) -> None:
+        """Close the runs of this process that nobody drives, while plugins still can be called."""
+        # Not iterated over: other threads may begin runs meanwhile.
+        for reference in self._runs.valuerefs():
+            run = reference()
+            if run is not None:
+                run.retire()
+
     def close(self) -> None:
         """Let every plugin clean up, unless it was set up before this process was forked."""
-        if self._pid == os.getpid():
+        self.retire_runs()
+        if self.pid == os.getpid():
             self.call_contained("psnc_unconfigure", config=self.config)
 
     def get_canonical_name(self, plugin: Any) -> str:
@@ -378,12 +404,19 @@ def plugin_manager(config: Config | None = None) -> PluginManager:
     """
     global _is_for_copies
     with _active_lock:
-        is_other = _is_for_copies and config is not None and config != active_config()
-        if _active is not None and not is_other:
-            return _active
+        if _active is not None:
+            # A forked process did not choose its plugins either.
+            is_chosen = not _is_for_copies and _active.pid == os.getpid()
+            if is_chosen or config is None or config == _active.config:
+                return _active
         manager = activate(config or default_config())
         _is_for_copies = config is not None
         return manager
+
+
+def active_manager() -> PluginManager | None:
+    """Return this process's plugin manager, ``None`` before there is one."""
+    return _active
 
 
 def active_config() -> Config | None:
@@ -406,6 +439,9 @@ def activate(config: Config) -> PluginManager:
 def install(manager: PluginManager) -> PluginManager:
     """Make a loaded plugin manager this process's own, in place of any other."""
     global _active, _is_for_copies
+    if _active is not None and _active is not manager:
+        # Their plugins may ask for the process's manager, which is to be their own.
+        _active.retire_runs()
     with _active_lock:
         previous, _active = _active, manager
         _is_for_copies = False
@@ -427,10 +463,42 @@ def activated(manager: PluginManager) -> Iterator[PluginManager]:
             _active = previous
 
 
+_endings: list[Callable[[], None]] = []
+
+
+def before_leave(function: Callable[[], None]) -> Callable[[], None]:
+    """Have a function called when this process's plugins are to clean up, before they do."""
+    _endings.append(function)
+    return function
+
+
+def take_leave_first() -> None:
+    """Have plugins clean up, at the end of the process, before what was imported up to now does.
+
+    A store has a handler of its own, by then imported, which takes no record any more.
+    """
+    global _finalized_pid
+    atexit.unregister(deactivate)
+    atexit.register(deactivate)
+    # Most processes of a pool end without what is registered at exit.
+    multiprocessing = sys.modules.get("multiprocessing.util")
+    if multiprocessing is not None and _finalized_pid != os.getpid():
+        _finalized_pid = os.getpid()
+        multiprocessing.Finalize(None, deactivate, exitpriority=0)
+
+
+_finalized_pid: int | None = None
+
+
 @atexit.register
 def deactivate() -> None:
     """Let this process's plugins clean up."""
     global _active
+    with ExitStack() as stack:
+        for function in _endings:
+            stack.callback(function)
+    if _active is not None:
+        _active.retire_runs()
     with _active_lock:
         previous, _active = _active, None
     if previous is not None:

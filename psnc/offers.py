@@ -56,5 +56,8 @@ def check_reference(hook: str, origin: PluginOrigin, name: Any, reference: Any) 
 
 def load_object(reference: str) -> Any:
     """Import what ``"module:name"`` refers to."""
-    module, _, name = reference.partition(":")
-    return getattr(importlib.import_module(module), name)
+    module, _, path = reference.partition(":")
+    found: Any = importlib.import_module(module)
+    for name in path.split("."):
+        found = getattr(found, name)
+    return found

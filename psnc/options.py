@@ -13,7 +13,7 @@ from attrs import field, frozen
 from psnc.config import Config
 from psnc.errors import ConfigurationError, PluginError
 
-__all__ = ["OptionParser", "PluginOption", "resolve_options"]
+__all__ = ["OptionParser", "PluginOption", "require_known", "resolve_options"]
 
 _TYPES = {
     str: 'text, as in "text"',
@@ -183,7 +183,7 @@ class OptionParser:
 
 
 def resolve_options(
-    declared: Sequence[PluginOption], config: Config, given: Mapping[str, Any]
+    declared: Sequence[PluginOption], config: Config, given: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Return every option's value: as given, else as in the configuration file, else its default.
 
@@ -193,17 +193,20 @@ def resolve_options(
         All options of the loaded plugins.
     config : Config
         Has what the configuration file says.
-    given : mapping
-        Values from the command line, by name; ``None`` for one that was not given.
+    given : mapping, optional
+        Values from the command line, by name; ``None`` for one that was not given. No mapping at
+        all where a pipeline's own plugins may not be loaded, as they are by ``psnc run``.
 
     Raises
     ------
     ConfigurationError
-        If the file has a key that no plugin declares, or a value of another type.
+        If the file has a value of another type, or a key that no plugin can declare.
     """
     by_name = {option.name: option for option in declared}
+    all_loaded = given is not None and not _some_plugin_is_kept_out(config)
     for name in sorted(set(config.file_options) - set(by_name)):
-        _refuse_unknown(name, by_name, config)
+        _refuse_unknown(name, by_name, config, all_loaded=all_loaded)
+    given = given or {}
     values = {}
     for name, option in by_name.items():
         if given.get(name) is not None:
@@ -216,7 +219,33 @@ def resolve_options(
     return values
 
 
-def _refuse_unknown(name: str, declared: Iterable[str], config: Config) -> None:
+def require_known(declared: Sequence[PluginOption], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a program gives for options, by their names and checked as a file's values are.
+
+    Raises
+    ------
+    ConfigurationError
+        If a name is no option's, or a value has another type.
+    """
+    by_name = {option.name: option for option in declared}
+    values = {}
+    for key, value in given.items():
+        option = by_name.get(str(key).removeprefix("--").replace("-", "_"))
+        if option is None:
+            known = [each.replace("_", "-") for each in sorted(by_name)]
+            close = difflib.get_close_matches(str(key).replace("_", "-"), known, n=1)
+            there_are = f"there are {', '.join(known) or 'none'}"
+            hint = f"did you mean {close[0]!r}?" if close else there_are
+            raise ConfigurationError(f"no loaded plugin declares an option {key!r}: {hint}")
+        if option.multiple and isinstance(value, tuple):
+            value = list(value)
+        values[option.name] = option.value_of(value, f"option {key!r}")
+    return values
+
+
+def _refuse_unknown(
+    name: str, declared: Iterable[str], config: Config, *, all_loaded: bool
+) -> None:
     from psnc.settings import SETTINGS
 
     known = [each.replace("_", "-") for each in (*SETTINGS, *sorted(declared))]
@@ -226,8 +255,9 @@ def _refuse_unknown(name: str, declared: Iterable[str], config: Config) -> None:
         hint = "write psnc's keys side by side, and no table among them"
     elif close:
         hint = f"did you mean {close[0]!r}?"
-    elif _some_plugin_is_kept_out(config):
-        # It may well be that plugin's: who keeps it out need not change the file for it.
+    elif not all_loaded:
+        # It may well be that of a plugin which is kept out, or which lies beside a pipeline: nobody
+        # need change the file for a command that does without it.
         return
     else:
         hint = f"the keys are {', '.join(known)}"

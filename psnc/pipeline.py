@@ -19,7 +19,7 @@ from psnc.errors import IndexRangeError, PipelineError, StoreError, TrackingDisa
 from psnc.execution import chain, execute, execute_untracked
 from psnc.manager import active_config, plugin_manager
 from psnc.provenance import canonical_json, config_hash, pipeline_config
-from psnc.run import run_of
+from psnc.run import enter_run, run_of
 from psnc.stages import Filter, Sink, Source, Stage, is_stateful, stage_name
 from psnc.store import CheckpointStore, shown_url
 
@@ -206,14 +206,17 @@ class Pipeline(Generic[T]):
             Whatever a stage raises, once it is recorded.
         """
         self.require_sink()
-        run = run_of(self)
-        index = self.normalise(index, run.total_indices)
-        if not self.track_metrics:
-            return execute_untracked(run, index)
-        record, exception = execute(run, index)
-        if run.store is not None:
-            # The caller has the result in hand, so that it must be on record.
-            run.store.flush()
+        run = enter_run(self)
+        try:
+            index = self.normalise(index, run.total_indices)
+            if not self.track_metrics:
+                return execute_untracked(run, index)
+            record, exception = execute(run, index)
+            if run.store is not None:
+                # The caller has the result in hand, so that it must be on record.
+                run.store.flush()
+        finally:
+            run.leave()
         if exception is not None:
             raise exception
         return list(record.output_paths)

@@ -14,6 +14,7 @@ import os
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, Literal
@@ -51,7 +52,8 @@ class PluginOrigin:
         What brought it: psnc itself, an entry point, ``-p``, a file beside the pipeline, or a
         call of ``PluginManager.register``.
     reference : str
-        The entry point's value, the module, or the file's path.
+        The entry point's value, the module, or the file's path; empty for an entry point without
+        a value.
     distribution, version : str
         The installed distribution; empty where there is none.
     named_by : str
@@ -88,7 +90,7 @@ class PluginOrigin:
     @property
     def entry_point(self) -> str:
         """The line of the distribution's ``[project.entry-points.psnc]``."""
-        return f'{self.name} = "{self.reference}"'
+        return f'{self.name} = "{self.reference}"' if self.reference else self.name
 
 
 @frozen
@@ -135,14 +137,43 @@ def _named_by(name: str, config: Config) -> str:
 def _installed() -> Iterator[PluginOrigin]:
     from importlib_metadata import entry_points
 
+    try:
+        named = [
+            (each.dist, each.name, each.value) for each in entry_points(group=ENTRY_POINT_GROUP)
+        ]
+    except Exception:  # whatever it makes of a line that is no entry point
+        named = list(_entry_points_line_by_line())
     found = []
-    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+    for distribution, entry_point, reference in named:
         # Read once: name and version would each parse all of it.
-        metadata = entry_point.dist.metadata if entry_point.dist else {}
-        name, version = metadata.get("Name", "?"), metadata.get("Version", "?")
-        found.append(PluginOrigin(entry_point.name, "installed", entry_point.value, name, version))
+        metadata = distribution.metadata if distribution else None
+        name, version = "?", "?"
+        if metadata:
+            name, version = metadata.get("Name", "?"), metadata.get("Version", "?")
+        found.append(PluginOrigin(entry_point, "installed", reference, name, version))
     # One distribution that is found twice, as in a source tree and where it is installed, is one.
     return iter(dict.fromkeys(sorted(found, key=lambda each: (each.distribution, each.name))))
+
+
+def _entry_points_line_by_line() -> Iterator[tuple[Any, str, str]]:
+    """Yield entry points with their distributions; a line that is none as one without a value."""
+    from importlib_metadata import distributions
+
+    seen = set()
+    for distribution in distributions():
+        # Of one name the first is what Python imports.
+        name = distribution.metadata["Name"] if distribution.metadata else "?"
+        if name in seen:
+            continue
+        seen.add(name)
+        group = ""
+        for line in (distribution.read_text("entry_points.txt") or "").splitlines():
+            text = line.strip()
+            if text.startswith("[") and text.endswith("]"):
+                group = text[1:-1]
+            elif text and not text.startswith("#") and group == ENTRY_POINT_GROUP:
+                entry_point, _, reference = text.partition("=")
+                yield distribution, entry_point.strip(), reference.strip()
 
 
 # --- import -----------------------------------------------------------------------------------
@@ -158,7 +189,14 @@ def import_plugin(origin: PluginOrigin) -> Any:
     """
     if origin.kind == "local":
         return _import_file(origin)
-    module, _, attribute = origin.reference.partition(":")
+    if not origin.reference:
+        raise PluginError(
+            f"{origin.distribution} {origin.version} has the line {origin.name!r} under "
+            f"[{ENTRY_POINT_GROUP}] in its entry_points.txt, which names no module: write "
+            f"{origin.name} = module, uninstall {origin.distribution}, or run with "
+            f"-p no:{origin.name}"
+        )
+    module, attribute = _module_and_attribute(origin)
     try:
         plugin = _import_module(module, origin)
         for name in filter(None, attribute.split(".")):
@@ -166,6 +204,18 @@ def import_plugin(origin: PluginOrigin) -> Any:
     except (Exception, SystemExit) as error:
         raise PluginError(_import_problem(origin, module, error)) from error
     return plugin
+
+
+def _module_and_attribute(origin: PluginOrigin) -> tuple[str, str]:
+    if origin.kind == "installed":
+        from importlib_metadata import EntryPoint
+
+        entry_point = EntryPoint(origin.name, origin.reference, ENTRY_POINT_GROUP)
+        # Where it is none, the import says so.
+        with suppress(Exception):
+            return entry_point.module, entry_point.attr or ""
+    module, _, attribute = origin.reference.partition(":")
+    return module, attribute
 
 
 def _import_module(name: str, origin: PluginOrigin) -> Any:
@@ -326,15 +376,20 @@ def _check_arguments(
                 f"{_suggestion(name, arguments, takes)}"
             )
     for parameter in inspect.signature(function).parameters.values():
-        by_keyword = parameter.kind is parameter.KEYWORD_ONLY
-        if by_keyword and parameter.default is not parameter.empty:
+        advice = "name the arguments that it needs, and no * before them"
+        shown = str(parameter).partition(":")[0]
+        if parameter.default is not parameter.empty:
+            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in arguments:
+                # Meant to be the function's own.
+                continue
+            advice = "name the arguments that it needs, and give them no default"
+            shown = f"{parameter.name}={parameter.default!r}"
+        elif parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
             continue
-        if by_keyword or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise PluginError(
-                f"{origin.described}: {hook} has {str(parameter).partition(':')[0]!r}, which is "
-                f"never filled ({_place(function)}): name the arguments that it needs, and no * "
-                "before them"
-            )
+        raise PluginError(
+            f"{origin.described}: {hook} has {shown!r}, which is never filled "
+            f"({_place(function)}): {advice}"
+        )
 
 
 def _check_callable(hook: str, function: Any, plugin: Any, origin: PluginOrigin) -> None:

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from psnc.errors import StoreError
-from psnc.manager import PluginManager, plugin_manager
+from psnc.manager import PluginManager, active_manager, plugin_manager, take_leave_first
 from psnc.masking import secret_texts
 from psnc.provenance import text_values
 from psnc.records import WorkerInfo, utc_timestamp
@@ -20,7 +20,7 @@ from psnc.store import CheckpointStore, open_store, shown_url
 if TYPE_CHECKING:
     from psnc.pipeline import Pipeline
 
-__all__ = ["Run", "adopt", "run_of"]
+__all__ = ["Run", "adopt", "enter_run", "run_of"]
 
 
 class Run:
@@ -70,6 +70,10 @@ class Run:
         self._prepare_lock = threading.Lock()
         self._local = threading.local()
         self._workers: list[WorkerInfo] = []
+        # As long as it is an operation of a list, no lock is needed.
+        self._at_work: list[None] = []
+        self._retired = False
+        plugins.serve(self)
 
     @property
     def config_hash(self) -> str:
@@ -116,6 +120,7 @@ class Run:
             store.close()
             raise
         self.store = store
+        take_leave_first()
 
     def prepare(self) -> None:
         """Tell the sink to get ready, once in this process."""
@@ -143,13 +148,55 @@ class Run:
             self.plugins.call_contained("psnc_worker_done", run=self, worker=worker)
         self._local = threading.local()
 
+    @property
+    def is_current(self) -> bool:
+        """Whether it goes on: neither closed, nor of another process, nor of earlier plugins."""
+        return (
+            self.plugins is active_manager()
+            and not self._retired
+            and not self.closed
+            and self.pid == os.getpid()
+        )
+
+    def enter(self) -> bool:
+        """Begin an index that somebody asked for, unless the run is closed; then :meth:`leave`."""
+        self._at_work.append(None)
+        if self._retired or self.closed:
+            # In the moment since it was found.
+            self.leave()
+            return False
+        return True
+
+    def leave(self) -> None:
+        """End an index that somebody asked for."""
+        self._at_work.pop()
+        if self._retired:
+            self.retire()
+
+    def retire(self) -> None:
+        """Close the run once no index that somebody asked for is at work.
+
+        Not one that ``run_pipeline`` or a loop drives, nor one of the process that this one was
+        forked from.
+        """
+        if self.in_session or self.closed or self.pid != os.getpid():
+            return
+        self._retired = True
+        if self._at_work:
+            return
+        self.closed = True
+        self.release_workers()
+        store, self.store = self.store, None
+        if store is not None:
+            store.close_or_say()
+
     def close(self) -> None:
         """Write what is pending and close the store."""
         self.closed = True
         self.release_workers()
-        if self.store is not None:
-            self.store.close()
-            self.store = None
+        store, self.store = self.store, None
+        if store is not None:
+            store.close()
 
     def _require_recorder(self) -> None:
         """Make sure that some plugin records to the store, which another one may have opened."""
@@ -222,19 +269,31 @@ os.register_at_fork(after_in_child=_renew_lock)
 def run_of(pipeline: Pipeline[Any]) -> Run:
     """Return the run of a pipeline in this process, begun on first use.
 
-    After a fork the child begins its own: connections and locks stay with the parent.
+    After a fork the child begins its own: connections and locks stay with the parent. So does a
+    process that has other plugins since.
     """
     run: Run | None = pipeline.__dict__.get("_run")
     if run is not None and run.pid == os.getpid():
-        return run
+        if run.is_current or (run.in_session and not run.closed):
+            return run
+        # Before any lock is held: plugins learn of it.
+        run.retire()
     # A copy that came to somebody else's worker brings its plugins along.
     if "_plugin_config" in pipeline.__dict__:
         return _run_of_copies(pipeline)
     with _begin_lock:
         run = pipeline.__dict__.get("_run")
-        if run is None or run.pid != os.getpid():
-            run = _begin(pipeline)
+        if run is None or not run.is_current:
+            run = _begin_anew(pipeline, run)
     return run
+
+
+def enter_run(pipeline: Pipeline[Any]) -> Run:
+    """Return the run of a pipeline, which stays open until :meth:`Run.leave`."""
+    while True:
+        run = run_of(pipeline)
+        if run.enter():
+            return run
 
 
 class _RunsOfCopies(threading.local):
@@ -258,12 +317,25 @@ def _run_of_copies(pipeline: Pipeline[Any]) -> Run:
     """
     runs = _runs_of_copies.by_instance
     instance: str = pipeline.instance_id
+    # First, since those that the pipeline brings along may take the place of the run's.
+    plugin_manager(pipeline.__dict__["_plugin_config"])
     run = runs.pop(instance, None)
-    if run is None or run.pid != os.getpid() or run.closed:
+    if run is None or not run.is_current:
+        if run is not None:
+            run.retire()
         run = _begin(pipeline)
     runs[instance] = run
     for oldest in list(runs)[:-_KEPT_COPIES]:
-        del runs[oldest]
+        runs.pop(oldest).retire()
+    pipeline.__dict__["_run"] = run
+    return run
+
+
+def _begin_anew(pipeline: Pipeline[Any], earlier: Run | None) -> Run:
+    if earlier is None or earlier.pid != os.getpid():
+        return _begin(pipeline)
+    # The latest run may have been told to record to another place.
+    run = _begin(earlier.pipeline)
     pipeline.__dict__["_run"] = run
     return run
 

@@ -7,13 +7,14 @@ that returns it from ``psnc_open_store``. ``psnc.testing.StoreSuite`` tests it.
 from __future__ import annotations
 
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from psnc.errors import PluginError
+from psnc.errors import PluginError, StoreError
 from psnc.records import IndexRecord, WorkerInfo
 
 if TYPE_CHECKING:
@@ -160,6 +161,13 @@ class CheckpointStore(ABC):
     @abstractmethod
     def close(self) -> None:
         """Flush, and let go of every connection; whatever is asked afterwards is refused."""
+
+    def close_or_say(self) -> None:
+        """Close where no exception would be noticed: say on standard error what goes wrong."""
+        try:
+            self.close()
+        except StoreError as error:
+            print(f"psnc: {error}", file=sys.stderr)
 
     # --- questions ----------------------------------------------------------------------------
 

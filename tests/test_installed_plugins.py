@@ -394,6 +394,69 @@ def test_a_plugin_that_is_kept_out_does_no_harm(broken: Environment, looking: Pa
     assert finished.returncode == 0, finished.stderr
 
 
+# --- what a distribution's entry_points.txt may say -------------------------------------------
+
+
+def distribute(directory: Path, name: str, entry_points: str) -> None:
+    """Write what an installer leaves of a distribution."""
+    info = directory / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(entry_points)
+
+
+PLUGIN_OBJECT = """
+from psnc import hookimpl
+
+class Plugin:
+    @hookimpl
+    def psnc_sources(self):
+        return {}
+
+class Holder:
+    plugin = Plugin()
+
+plugin = Plugin()
+"""
+
+
+@pytest.mark.parametrize(
+    "reference", ["mod : plugin", "mod:  Holder.plugin", "mod [extra]", "mod : plugin [one, two]"]
+)
+def test_an_entry_point_is_read_as_python_reads_it(
+    reference: str, bare: Environment, tmp_path: Path
+) -> None:
+    (tmp_path / "mod.py").write_text(PLUGIN_OBJECT)
+    distribute(tmp_path, "spaced", f"[psnc]\nspaced = {reference}\n")
+    finished = bare.psnc("plugins", "--json", cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert finished.returncode == 0, finished.stderr
+    assert "spaced" in {each["name"] for each in json.loads(finished.stdout)["loaded"]}
+
+
+def test_a_line_that_is_no_entry_point_is_its_distributions_failure(
+    bare: Environment, tmp_path: Path, looking: Path
+) -> None:
+    place = tmp_path / "installed"
+    place.mkdir()
+    (place / "mod.py").write_text(PLUGIN_OBJECT)
+    text = "# psnc's\n[psnc]\nthirteen\nfine = mod\n\n[console_scripts]\nstray = mod:main\n"
+    distribute(place, "careless", text)
+    distribute(place, "stranger", "[console_scripts]\nstray\n")
+    finished = bare.psnc("plugins", "--json", cwd=tmp_path, PYTHONPATH=str(place))
+    assert (finished.returncode, finished.stderr) == (2, ""), finished.stderr
+    listed = json.loads(finished.stdout)
+    assert "fine" in {each["name"] for each in listed["loaded"]}
+    (failed,) = listed["failed"]
+    assert (failed["name"], failed["distribution"]) == ("thirteen", "careless")
+    finished = bare.psnc("run", "looking:pipeline", cwd=looking, PYTHONPATH=str(place))
+    assert finished.returncode == 2
+    (said,) = finished.stderr.splitlines()
+    assert "careless 1.0 has the line 'thirteen' under [psnc] in its entry_points.txt" in said
+    options = ("-p", "no:thirteen")
+    finished = bare.psnc("run", "looking:pipeline", *options, cwd=looking, PYTHONPATH=str(place))
+    assert finished.returncode == 0, finished.stderr
+
+
 # --- the example ------------------------------------------------------------------------------
 
 TABLES = {"north.csv": "name,kind\nada,human\nrex,dog\n", "south.csv": "name,kind\neve,human\n"}

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from command_line import TELL, Psnc, Said, Write, psnc, write
 
-from psnc import PluginManager, hookimpl
+from psnc import PluginError, PluginManager, hookimpl
 from psnc.discovery import Listed, ListedParameter, offered, stages_of_module
 from psnc.manager import BUILT_IN_PLUGINS
 
@@ -325,8 +325,21 @@ class Twice(Sink[int]):
     def __call__(self, items, index): return []
 '''
 
-# Those whose constructor the text does not show.
-MADE = '''
+# Those whose constructor is made of what the text shows.
+OF_FIELDS = '''
+
+import dataclasses
+from dataclasses import field
+from typing import ClassVar
+
+class Outer:
+    class Inner(Two):
+        "Inside."
+        def __init__(self, depth: int = 1) -> None: ...
+
+    class Deeper:
+        class Innermost(Two):
+            pass
 
 @dataclass
 class Data(Filter[int, int]):
@@ -343,6 +356,58 @@ class Attrs(Filter[int, int]):
 
 class OfData(Data):
     "Inherits what is made."
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class MoreData(Data):
+    """Adds to what it inherits.
+
+    Parameters
+    ----------
+    token
+        Not for others.
+    """
+
+    count: ClassVar[int] = 3
+    token: Annotated[str, Param(secret=True)] = "hunter8"
+    hidden: int = field(default=3, init=False)
+    shown: int = field(default=4, repr=False)
+
+@attrs.frozen
+class MoreAttrs(Attrs):
+    _private: int = attrs.field(default=1, kw_only=True)
+    text: str = attrs.field(default="t", validator=attrs.validators.instance_of(str))
+
+@psnc.filter
+def scaled(item, by: float = 2.0, *, shift: int = 0):
+    """Scales.
+
+    Parameters
+    ----------
+    by
+        How much.
+    """
+    yield by * item
+
+@p.sink()
+def kept(items, index, /, directory: str, *names: str, token: Token = "hunter9"):
+    "Keeps."
+    return []
+'''
+
+# Those whose constructor the text does not show.
+MADE = """
+
+@attrs.define
+class ByMethod(Filter[int, int]):
+    scale: float = attrs.field()
+    @scale.default
+    def _scale(self): return 1.0
+    def __call__(self, items): yield from items
+
+@attrs.define
+class Changed(Attrs):
+    "Changes what it inherits."
+    scale: float = 3.0
 
 class Says(Sink[int]):
     "Says itself what it takes."
@@ -372,35 +437,29 @@ class Plain(Plain):
 
 class Elsewhere(psnc.FilesSource):
     "Inherits from another module."
-
-@psnc.filter
-def scaled(item, by: float = 2.0):
-    """Scales.
-
-    Parameters
-    ----------
-    by
-        How much.
-    """
-    yield by * item
-'''
+"""
 
 STAGES = {
     "Two": "source", "Plain": "source", "Secret": "source", "Inherits": "source",
     "Described": "source", "Mixed": "source", "Nothing": "source", "Qualified": "source",
     "Long": "filter", "Twice": "sink",
 }  # fmt: skip
+OF_FIELDS_STAGES = {
+    "Outer.Inner": "source", "Outer.Deeper.Innermost": "source", "Data": "filter",
+    "Attrs": "filter", "OfData": "filter", "MoreData": "filter", "MoreAttrs": "filter",
+    "scaled": "filter", "kept": "sink",
+}  # fmt: skip
 MADE_STAGES = {
-    "Data": "filter", "Attrs": "filter", "OfData": "filter", "Says": "sink", "Assigned": "sink",
+    "ByMethod": "filter", "Changed": "filter", "Says": "sink", "Assigned": "sink",
     "Chosen": "sink", "Diamond": "source", "Plain": "source", "Elsewhere": "source",
-    "scaled": "filter",
 }  # fmt: skip
 
 
 @pytest.fixture
 def shapes(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write("shapes.py", SHAPES)
-    write("made.py", SHAPES + MADE)
+    write("of_fields.py", SHAPES + OF_FIELDS)
+    write("made.py", SHAPES + OF_FIELDS + MADE)
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
 
@@ -482,9 +541,14 @@ def _comparable(parameter: ListedParameter) -> tuple[str, str | None, str, str]:
     return parameter.name, parameter.default, parameter.description, type
 
 
-def test_the_text_and_the_class_tell_the_same(plugins: PluginManager, shapes: None) -> None:
-    by_text = _by_text(plugins, "shapes", STAGES)
-    by_class = {each.name: each for each in stages_of_module(importlib.import_module("shapes"))}
+@pytest.mark.parametrize(
+    ("module", "stages"), [("shapes", STAGES), ("of_fields", {**STAGES, **OF_FIELDS_STAGES})]
+)
+def test_the_text_and_the_class_tell_the_same(
+    module: str, stages: dict[str, str], plugins: PluginManager, shapes: None
+) -> None:
+    by_text = _by_text(plugins, module, stages)
+    by_class = {each.name: each for each in stages_of_module(importlib.import_module(module))}
     assert by_text.keys() == by_class.keys()
     for name, listed in by_text.items():
         other = by_class[name]
@@ -495,11 +559,44 @@ def test_the_text_and_the_class_tell_the_same(plugins: PluginManager, shapes: No
         )
 
 
+def test_parameters_of_functions_and_fields_are_read_from_the_text(
+    plugins: PluginManager, shapes: None
+) -> None:
+    listed = _by_text(plugins, "of_fields", OF_FIELDS_STAGES)
+    assert _signature(listed["scaled"]) == ["by: float = 2.0", "shift: int = 0"]
+    assert _signature(listed["kept"]) == ["directory: str", "*names: str", "token: str = …"]
+    assert _signature(listed["Data"]) == ["scale: float", "name: str = 'x'"]
+    assert _signature(listed["MoreAttrs"]) == [
+        "scale: float = 2.0",
+        "text: str = 't'",
+        "private: int = 1",
+    ]
+    assert _signature(listed["Outer.Inner"]) == ["depth: int = 1"]
+    assert [each.description for each in listed["scaled"].parameters or ()] == ["How much.", ""]
+    assert (listed["scaled"].description, listed["Data"].description) == ("Scales.", "A dataclass.")
+    assert "hunter" not in repr(listed)
+
+
+def test_a_class_inside_another_is_offered_by_its_path(
+    plugins: PluginManager, shapes: None
+) -> None:
+    class Offers:
+        @hookimpl
+        def psnc_sources(self) -> dict[str, str]:
+            inner = "of_fields:Outer.Deeper.Innermost"
+            return {"inner": inner, "gone": f"{inner}.Gone"}
+
+    plugins.register(Offers())
+    assert plugins.stage_class("source", "inner").__qualname__ == "Outer.Deeper.Innermost"
+    with pytest.raises(PluginError, match=r"'gone' of plugin .* has no attribute 'Gone'"):
+        plugins.stage_class("source", "gone")
+
+
 def test_what_the_text_does_not_show_is_not_guessed(plugins: PluginManager, shapes: None) -> None:
     listed = _by_text(plugins, "made", MADE_STAGES)
     assert {name for name, each in listed.items() if each.parameters is None} == set(MADE_STAGES)
     assert {each.problem for each in listed.values()} == {""}
-    assert listed["Data"].description == "A dataclass."
+    assert listed["Changed"].description == "Changes what it inherits."
 
 
 def test_what_the_text_does_not_show_is_shown_by_importing(
@@ -512,15 +609,17 @@ def test_what_the_text_does_not_show_is_shown_by_importing(
         name: [each["name"] for each in by_class[name]["parameters"]] for name in MADE_STAGES
     }
     assert signatures == {
-        "Data": ["scale", "name"], "Attrs": ["scale"], "OfData": ["scale", "name"],
+        "ByMethod": ["scale"], "Changed": ["scale"],
         "Says": ["alpha"], "Assigned": ["beta"], "Chosen": ["gamma"],
         "Diamond": ["place", "a", "b", "*rest", "key", "rate", "**extra"],
         "Plain": ["place", "a", "b", "*rest", "key", "rate", "**extra"],
-        "Elsewhere": [each["name"] for each in _files_source(psnc)], "scaled": ["by"],
+        "Elsewhere": [each["name"] for each in _files_source(psnc)],
     }  # fmt: skip
     assert by_class["scaled"]["parameters"] == [
-        {"name": "by", "type": "float", "default": "2.0", "description": "How much."}
+        {"name": "by", "type": "float", "default": "2.0", "description": "How much."},
+        {"name": "shift", "type": "int", "default": "0", "description": ""},
     ]
+    assert [each["name"] for each in by_class["Outer.Inner"]["parameters"]] == ["depth"]
     assert by_class["Says"]["parameters"][0]["description"] == "The alpha."
     assert "hunter" not in said.out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
 import textwrap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,18 @@ from typing import Any
 
 import joblib
 import pytest
-from stages_for_tests import Add, Discard, FailOn, Journal, Numbers, read_journal
+from stages_for_tests import (
+    Add,
+    Discard,
+    FailOn,
+    Journal,
+    Numbers,
+    numbers_pipeline,
+    read_journal,
+)
 
-from psnc import Pipeline
+from psnc import Pipeline, Run, hookimpl
+from psnc.manager import PluginManager
 
 PROCESSES = (
     "joblib loky",
@@ -27,6 +37,7 @@ PROCESSES = (
     "executor spawn",
     "executor forkserver",
 )
+METHODS = ("fork", "spawn", "forkserver")
 THREADS = ("joblib threading", "threads", "executor threads")
 
 OWN_POOLS = '''
@@ -324,6 +335,186 @@ def test_workers_that_are_used_again_load_the_plugins_of_the_present_pipeline(
     told = run_script(REUSED)
     assert told["reused"]
     assert [seen_by({"db": each}, query) for each in told["databases"]] == [{"first"}, {"second"}]
+
+
+NOTES_PLUGINS = """
+import os
+import psnc
+
+@psnc.hookimpl
+def psnc_configure(config):
+    note("configure")
+
+@psnc.hookimpl
+def psnc_worker_start(run, worker):
+    note("start")
+
+@psnc.hookimpl
+def psnc_worker_done(run, worker):
+    note("done" if run.store is not None else "done too late")
+
+@psnc.hookimpl
+def psnc_unconfigure():
+    note("unconfigure")
+
+def note(event):
+    with open("seen", "a") as file:
+        file.write(f"{os.getpid()} {__name__} {event}\\n")
+"""
+
+
+def noted(directory: Path) -> dict[str, list[str]]:
+    """Return what the plugins noted in each process, in order."""
+    events: dict[str, list[str]] = {}
+    for line in (directory / "seen").read_text().splitlines():
+        pid, event = line.split(" ", 1)
+        events.setdefault(pid, []).append(event)
+    return events
+
+
+IN_TURN = """
+import copy, pickle
+from own_pools import *
+from psnc import Config, activate
+from stages_for_tests import numbers_pipeline
+
+def of_copy(content):
+    pipeline, index = pickle.loads(content)
+    return pipeline[index]
+
+if __name__ == "__main__":
+    kind = sys.argv[1]
+    pipeline = numbers_pipeline(4)
+    for turn, name in enumerate(("first", "second")):
+        activate(Config(plugins=(name,)))
+        indices = (2 * turn, 2 * turn + 1)
+        if kind == "itself":
+            [pipeline[index] for index in indices]
+        else:
+            tasks = [pickle.dumps((pipeline, index)) for index in indices]
+            if name == "first":
+                pool = ProcessPoolExecutor(1, multiprocessing.get_context(kind))
+            list(pool.map(of_copy, tasks))
+    if kind != "itself":
+        pool.shutdown()
+    print(json.dumps({"driver": os.getpid()}))
+"""
+
+
+@pytest.mark.parametrize("kind", ["itself", "spawn", "fork"])
+def test_a_pipeline_has_the_plugins_that_are_active_now(
+    kind: str, tmp_path: Path, run_script: Callable[..., Any]
+) -> None:
+    for name in ("first", "second"):
+        (tmp_path / f"{name}.py").write_text(NOTES_PLUGINS)
+    driver = str(run_script(IN_TURN, kind)["driver"])
+    events = noted(tmp_path)
+    in_driver = events.pop(driver)
+    at_work = in_driver if kind == "itself" else next(iter(events.values()))
+    assert [event for event in at_work if event.split()[1] in ("start", "done")] == [
+        "first start",
+        "first done",
+        "second start",
+        "second done",
+    ]
+    # Whoever takes leave does so while its plugin is set up.
+    assert at_work[-1] == "second unconfigure"
+    assert "first unconfigure" in at_work or kind == "fork"
+
+
+ORDERLY = """
+from own_pools import *
+from psnc import Config, activate
+from stages_for_tests import numbers_pipeline
+
+def run(pipeline, index):
+    return pipeline[index]
+
+if __name__ == "__main__":
+    family, name = sys.argv[1].split()
+    activate(Config(plugins=("notes",)))
+    pipeline = numbers_pipeline(4)
+    tasks = [(pipeline, index) for index in range(4)]
+    if family == "pool":
+        pool = multiprocessing.get_context(name).Pool(2)
+        pool.starmap(run, tasks)
+        pool.close()
+        pool.join()
+    elif family == "bare":
+        pipeline[0], pipeline[1]
+    else:
+        map_in_pool(sys.argv[1], pipeline.__getitem__, range(4))
+    print(json.dumps({"workers": [worker["pid"] for worker in pipeline.active_workers]}))
+"""
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "bare loop",
+        "joblib loky",
+        *(f"{family} {method}" for family in ("pool", "executor") for method in METHODS),
+    ],
+)
+def test_workers_of_a_process_that_ends_in_order_take_leave(
+    kind: str, tmp_path: Path, run_script: Callable[..., Any]
+) -> None:
+    (tmp_path / "notes.py").write_text(NOTES_PLUGINS)
+    workers = {str(pid) for pid in run_script(ORDERLY, kind)["workers"]}
+    events = {
+        pid: [event.removeprefix("notes ") for event in events]
+        for pid, events in noted(tmp_path).items()
+        if pid in workers
+    }
+    assert len(events) == len(workers)
+    for of_process in events.values():
+        # A forked process has the plugins that its parent has set up.
+        own = [each for each in of_process if each in ("start", "done")]
+        assert own == ["start", "done"]
+        if "unconfigure" in of_process:
+            assert of_process[-1] == "unconfigure"
+
+
+def test_workers_of_a_run_that_makes_room_for_others_take_leave(
+    plugins: PluginManager, tmp_path: Path
+) -> None:
+    class Notes:
+        def __init__(self) -> None:
+            self.done: list[str] = []
+
+        @hookimpl
+        def psnc_worker_done(self, run: Run, worker: Any) -> None:
+            assert run.store is not None
+            self.done.append(run.pipeline.instance_id)
+
+    notes = Notes()
+    plugins.register(notes)
+    pipelines = [numbers_pipeline(2, db_dir=tmp_path / str(each)) for each in range(6)]
+    for pipeline in pipelines:
+        pickle.loads(pickle.dumps(pipeline))[0]
+    assert notes.done == [pipeline.instance_id for pipeline in pipelines[:2]]
+    for pipeline in pipelines:
+        assert pipeline.completed_indices == {0}
+
+
+class Nested(Discard):
+    """Runs an index of other pipelines before it ends its own."""
+
+    def __init__(self, others: list[bytes]) -> None:
+        super().__init__()
+        self.others = others
+
+    def __call__(self, items: Any, index: int) -> list[str]:
+        for other in self.others:
+            pickle.loads(other)[0]
+        return super().__call__(items, index)
+
+
+def test_an_index_is_recorded_whose_run_makes_room_meanwhile(tmp_path: Path) -> None:
+    others = [pickle.dumps(numbers_pipeline(2, db_dir=tmp_path / str(each))) for each in range(6)]
+    pipeline = Pipeline(Numbers(2), sink=Nested(others), db_dir=tmp_path / "outer")
+    pickle.loads(pickle.dumps(pipeline))[1]
+    assert pipeline.completed_indices == {1}
 
 
 # --- one worker a process ---------------------------------------------------------------------

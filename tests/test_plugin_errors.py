@@ -103,6 +103,24 @@ MODULES = [
         id="argument by keyword only",
     ),
     pytest.param(
+        "from psnc import hookimpl\n\n@hookimpl\n"
+        "def psnc_index_done(context, record: object = None): pass",
+        "plugin 'bad' of -p bad: psnc_index_done has 'record=None', which is never filled "
+        "({file}:4): name the arguments that it needs, and give them no default",
+        id="argument with a default",
+    ),
+    pytest.param(
+        "from psnc import hookimpl\n\n@hookimpl\ndef psnc_index_done(context, recrd=None): pass",
+        "plugin 'bad' of -p bad: psnc_index_done has 'recrd=None', which is never filled ({file}:4"
+        "): name the arguments",
+        id="misspelt argument with a default",
+    ),
+    pytest.param(
+        "from psnc import hookimpl\n\n@hookimpl\ndef psnc_index_done(*, record=()): pass",
+        "plugin 'bad' of -p bad: psnc_index_done has 'record=()', which is never filled ({file}:4)",
+        id="argument with a default by keyword only",
+    ),
+    pytest.param(
         "import helper",
         "-p bad: importing it raised ZeroDivisionError: division by zero at {helper}:2",
         id="raises elsewhere",

@@ -232,6 +232,32 @@ def test_a_plugins_key_is_known_once_the_plugin_is_loaded(psnc: Psnc, write: Wri
     assert psnc("run", "three:pipeline", "-p", "alerts").code == 0
 
 
+def test_the_key_of_a_plugin_beside_a_pipeline_does_no_harm_where_it_is_not_loaded(
+    psnc: Psnc, write: Write, tmp_path: Path
+) -> None:
+    (tmp_path / "with_plugin").mkdir()
+    write("with_plugin/psnc_plugins.py", ADDS_OPTION)
+    write("with_plugin/beside.py", (tmp_path / "three.py").read_text())
+    file = write("psnc.toml", 'alert-channel = "#x"')
+    assert psnc("run", "with_plugin/beside.py:pipeline", "--db-file", "runs.db").code == 0
+    for arguments in (["status", "runs.db"], ["errors", "runs.db"], ["stages"], ["backends"],
+                      ["plugins"], ["hooks"], ["reset", "--yes", "runs.db"]):  # fmt: skip
+        said = psnc(*arguments)
+        assert (said.code, "unknown key" in said.err) == (0, False), arguments
+    assert f"{file}: unknown key 'alert-channel'" in psnc("run", "three:pipeline").error
+
+
+@pytest.mark.parametrize("command", ["status", "stages"])
+def test_a_misspelt_key_is_refused_by_whatever_sets_plugins_up(
+    command: str, psnc: Psnc, write: Write
+) -> None:
+    assert psnc("run", "three:pipeline", "--db-file", "runs.db").code == 0
+    file = write("psnc.toml", 'durabilty = "full"')
+    said = psnc(command, *(["runs.db"] if command == "status" else []))
+    assert said.code == 2
+    assert f"{file}: unknown key 'durabilty': did you mean 'durability'?" in said.err
+
+
 def test_the_keys_of_a_plugin_that_is_kept_out_do_no_harm(psnc: Psnc, write: Write) -> None:
     write("alerts.py", ADDS_OPTION)
     write("psnc.toml", 'plugins = ["alerts"]\nalert-channel = "#x"')

@@ -723,6 +723,99 @@ def test_a_loop_that_is_left_unfinished_makes_no_noise_at_exit(
     assert run_python(script).stdout == "1 2\n"
 
 
+# In a module of its own: what a thread's frame refers to, the script's names, would not be cleared.
+HOLDER = """
+import threading
+
+at_work, go, taken = threading.Event(), threading.Event(), threading.Event()
+
+def hold_for_ever(gate):
+    at_work.set()
+    go.wait()
+    with gate:
+        taken.set()
+        while True:
+            pass
+"""
+
+# What is registered first is called last, after whatever psnc has to do at the end of the process.
+LEFT = """
+import atexit
+import threading
+import holder
+
+@atexit.register
+def after_psnc():
+    print(sorted(each.name for each in threading.enumerate()))
+    holder.go.set()
+    holder.taken.wait()
+
+import psnc
+tracked = psnc.track(range(5), "left", resume=True, db_dir="db")
+items = iter(tracked)
+print(next(items), next(items))
+store = tracked.pipeline.__dict__["_run"].store
+threading.Thread(
+    target=holder.hold_for_ever, args=(store.gate,), name="holder", daemon=True
+).start()
+holder.at_work.wait()
+
+class LooksAtTheEnd:
+    def __init__(self):
+        self.store = store
+
+    def __del__(self):
+        for call in (self.store.flush, self.store.completed_indices, self.store.gate.acquire):
+            try:
+                call()
+                print("no error")
+            except Exception as error:
+                print(str(error).replace(self.store.place, "the store"))
+
+looks = LooksAtTheEnd()
+"""
+
+
+def test_nobody_waits_at_the_end_of_the_process_for_a_thread_that_stopped_with_the_store(
+    start: Start, tmp_path: Path, query: Any
+) -> None:
+    (tmp_path / "holder.py").write_text(HOLDER)
+    status, out, errors = start(LEFT).finish()
+    closed = "the store was closed: open the store again"
+    ending = "the process is ending, so that the store is out of reach"
+    assert (status, errors) == (0, "")
+    # The thread that writes was waited for; the program's own stops with the store in its hands.
+    assert out.splitlines() == ["0 1", "['MainThread', 'holder']", closed, ending, ending]
+    database = only_database(tmp_path / "db")
+    assert recorded(database, query) == {0}
+    assert query(database, "SELECT * FROM workers WHERE current_index IS NOT NULL") == []
+
+
+def test_a_loop_that_is_left_unfinished_is_over_before_plugins_take_leave(
+    tmp_path: Path, run_python: Any
+) -> None:
+    (tmp_path / "own_plugin.py").write_text(
+        "from psnc import hookimpl\n"
+        "@hookimpl\n"
+        "def psnc_index_interrupted(context): print('interrupted', context.index)\n"
+        "@hookimpl\n"
+        "def psnc_worker_done(run, worker): print('worker over', run.store is not None)\n"
+        "@hookimpl\n"
+        "def psnc_run_done(run, summary): print('run over', summary.completed)\n"
+        "@hookimpl\n"
+        "def psnc_unconfigure(config): print('unconfigure')\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import psnc\n"
+        "psnc.activate(psnc.Config(plugins=('own_plugin',)))\n"
+        "items = iter(psnc.track(range(5), 'left', db_dir='db'))\n"
+        "print(next(items), next(items))\n"
+    )
+    told = run_python(script).stdout.splitlines()
+    assert told == ["0 1", "interrupted 1", "worker over True", "run over 1", "unconfigure"]
+
+
 def test_psnc_status_tells_how_far_a_loop_is(tmp_path: Path, run_python: Any) -> None:
     tracked = track(numbers(10), "status", db_dir=tmp_path)
     for item in tracked:

@@ -18,6 +18,7 @@ from attrs import frozen
 from psnc.config import Config
 from psnc.hookspecs import hookimpl
 from psnc.manager import PluginManager, activated
+from psnc.options import require_known
 from psnc.pipeline import Pipeline
 from psnc.records import IndexRecord, LogRecord, RunSummary
 from psnc.run import Run
@@ -128,7 +129,7 @@ class Runner:
         strict_plugins : bool
             A hook that raises fails the run.
         options : mapping, optional
-            Values of the options that the plugins declare, by name.
+            Values of the options that the plugins declare, by name, of the types declared.
         **settings
             Other fields of :class:`psnc.Config`.
 
@@ -136,6 +137,8 @@ class Runner:
         ------
         PluginError
             If one cannot be loaded.
+        ConfigurationError
+            If an option is declared by none of them, or its value has another type.
         """
         names, objects = _sorted_out(plugins)
         config = Config(
@@ -146,8 +149,9 @@ class Runner:
         for plugin in (*objects, self._watch, *self._recorders):
             manager.register(plugin)
         manager.require_plugins()
+        given = None if options is None else require_known(manager.plugin_options(), options)
         self._active.close()
-        manager.configure(options)
+        manager.configure(given)
         self._active.callback(manager.close)
         self._active.enter_context(activated(manager))
         self.plugins = manager
