@@ -253,8 +253,8 @@ def psnc_worker_done(run: Run, worker: WorkerInfo) -> None:
     """Know that a thread will run no more indices.
 
     When: once for each thread that worked, as it is released in an orderly way. Of somebody's own
-    ``pipeline[i]`` that is when the process ends, before ``psnc_unconfigure``, or when the process
-    turns to other plugins.
+        ``pipeline[i]`` that is when the process ends, before ``psnc_unconfigure``, or when the
+        process turns to other plugins.
     Process: worker.
     Result: none.
     Errors: contained. Those of another process than the driver's are only logged.
