@@ -271,6 +271,7 @@ def _measured(context: IndexContext) -> tuple[IndexRecord, BaseException | None]
     exception: BaseException | None = None
     outputs: list[str] = []
     artifacts: list[ArtifactRecord] = []
+    name: str | None = None
     started = perf_counter_ns()
     try:
         if not run.prepared:
@@ -280,6 +281,8 @@ def _measured(context: IndexContext) -> tuple[IndexRecord, BaseException | None]
             clock.stage = own
         outputs = _timed_chain(context, clocks)
         artifacts = _flush_stateful(context, clocks)
+        # From the source that was read: elsewhere there may be other files meanwhile.
+        name = _index_name(run.pipeline.source, context.index)
     except INTERRUPTS:
         raise
     except BaseException as error:
@@ -287,7 +290,7 @@ def _measured(context: IndexContext) -> tuple[IndexRecord, BaseException | None]
         outputs, artifacts = [], []
         _log_failure(context, clocks, error)
     wall_time_ns = perf_counter_ns() - started
-    record = _record_of(context, clocks, wall_time_ns, exception, outputs, artifacts)
+    record = _record_of(context, clocks, wall_time_ns, exception, outputs, artifacts, name)
     return record, exception
 
 
@@ -298,6 +301,7 @@ def _record_of(
     exception: BaseException | None,
     outputs: Sequence[str] = (),
     artifacts: Sequence[ArtifactRecord] = (),
+    name: str | None = None,
 ) -> IndexRecord:
     secrets = context.run.secrets
     error = None if exception is None else error_text(exception)
@@ -314,7 +318,7 @@ def _record_of(
         error=error,
         stages=_stage_records(context, clocks),
         artifacts=tuple(artifacts),
-        measurements=_measurements(context),
+        measurements=_measurements(context) | ({"index_name": name} if name else {}),
         logs=tuple(logs),
         recorded=context.run.store is not None,
     )
@@ -383,6 +387,15 @@ def _measurements(context: IndexContext) -> dict[str, Any]:
     for answer in reversed(answers):
         measurements.update(answer)
     return measurements
+
+
+def _index_name(source: Source[Any], index: int) -> str | None:
+    name: Any = source.index_name(index)
+    if name is not None and not isinstance(name, str):
+        raise StageError(
+            f"index_name of {stage_name(source)} returned {type(name).__qualname__}: a name is text"
+        )
+    return name
 
 
 def _require_recordable(answer: Any) -> None:

@@ -121,7 +121,8 @@ class IndexRecord:
         One record a stage, file and log entry.
     measurements : dict
         Named figures from ``psnc_index_measure``. ``peak_memory_bytes`` and
-        ``gpu_memory_bytes`` have database columns of their own.
+        ``gpu_memory_bytes`` have database columns of their own. ``index_name`` is what the source
+        calls the index.
     cached : bool
         The result is an earlier one: nothing ran, nothing is to be recorded.
     recorded : bool

@@ -10,11 +10,12 @@ import uuid
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from psnc.errors import StoreError
+from psnc.errors import SourceError, StoreError
 from psnc.manager import PluginManager, active_manager, plugin_manager, take_leave_first
 from psnc.masking import secret_texts
 from psnc.provenance import text_values
 from psnc.records import WorkerInfo, utc_timestamp
+from psnc.stages import Source
 from psnc.store import CheckpointStore, open_store, shown_url
 
 if TYPE_CHECKING:
@@ -123,9 +124,16 @@ class Run:
         take_leave_first()
 
     def prepare(self) -> None:
-        """Tell the sink to get ready, once in this process."""
+        """Tell the sink to get ready, once in this process.
+
+        Raises
+        ------
+        SourceError
+            If a completed index is another one now.
+        """
         with self._prepare_lock:
             if not self.prepared and self.pipeline.sink is not None:
+                self._refuse_moved_indices()
                 self.pipeline.sink.prepare(self.pipeline)
             self.prepared = True
 
@@ -206,6 +214,20 @@ class Run:
                 f"no loaded plugin records to {url}, since none implements psnc_index_lookup: see "
                 "psnc plugins for those kept out, or say track_metrics=False to record nothing"
             )
+
+    def _refuse_moved_indices(self) -> None:
+        """Keep a resume from taking the result of one index for that of another."""
+        source = self.pipeline.source
+        if self.store is None or type(source).index_name is Source.index_name:
+            return
+        self.store.flush()
+        for index, then in sorted(self.store.index_names().items()):
+            now = source.index_name(index) if index < self.total_indices else then
+            if now != then:
+                raise SourceError(
+                    f"index {index} is {now} now, and was {then} when it was completed: put back "
+                    "what was there, or run every index again (pipeline.reset(), psnc reset DB)"
+                )
 
     def _refuse_other_directory(self, store: CheckpointStore) -> None:
         """Keep a resume from taking another directory's files for its own.

@@ -106,6 +106,12 @@ class SQLStore(GroupCommitStore):
         """Return the completed indices."""
         return {row[0] for row in self._ask("SELECT idx", _COMPLETED)}
 
+    def index_names(self) -> dict[int, str]:
+        """Return what the source called each completed index."""
+        rows = self._ask("SELECT idx, measurements", f"{_COMPLETED} AND measurements IS NOT NULL")
+        each = ((row[0], json.loads(row[1]).get("index_name")) for row in rows)
+        return {index: name for index, name in each if name is not None}
+
     def failed_indices(self) -> dict[int, str]:
         """Return the failed indices with their error messages."""
         rows = self._ask("SELECT idx, error", f"{_RESULTS} AND status = 'error' ORDER BY idx")

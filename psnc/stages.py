@@ -169,6 +169,15 @@ class Source(Stage, ABC, Generic[T]):
         """Yield the items of every index in turn."""
         return (self[index] for index in range(len(self)))
 
+    def index_name(self, index: int) -> str | None:
+        """Say what an index is, if another may take its number: its file, say.
+
+        The name is recorded with the index, and a run is not resumed where a completed index has
+        another name than it had. So more indices may follow, and none may move. ``None`` if the
+        arguments, or what :meth:`identity` returns, decide what every index is.
+        """
+        return None
+
     def partition_indices(self, indices: Sequence[int]) -> Sequence[Sequence[int]] | None:
         """Say which of the indices about to run must run in one worker, one after the other.
 

@@ -175,6 +175,14 @@ class CheckpointStore(ABC):
     def completed_outputs(self) -> dict[int, list[str]]:
         """Return the output paths of every completed index, in one query."""
 
+    def index_names(self) -> dict[int, str]:
+        """Return what the source called each completed index, of those that have a name.
+
+        It is ``index_name`` among the measurements of the record. A store that keeps no
+        measurements returns nothing, and no resumed run is kept from taking one index for another.
+        """
+        return {}
+
     @abstractmethod
     def completed_indices(self) -> set[int]:
         """Return the completed indices."""

@@ -33,6 +33,7 @@ from psnc import (
     Pipeline,
     PipelineError,
     Source,
+    SourceError,
     StoreError,
     TrackingDisabledError,
     run_pipeline,
@@ -572,6 +573,51 @@ def test_a_sink_that_cannot_get_ready_fails_an_index_that_is_on_record() -> None
     with pytest.raises(OSError, match="the output is gone"):
         _ = again[0]
     assert again.completed_indices == {0}
+
+
+# --- indices that move ------------------------------------------------------------------------
+
+
+class Named(FilesIn):
+    """Says which file an index is."""
+
+    def index_name(self, index: int) -> str | None:
+        return sorted(os.listdir(self.directory))[index]
+
+
+@on_every_backend
+def test_a_run_is_not_resumed_where_completed_indices_have_moved(backend: str) -> None:
+    def run() -> list[list[str]]:
+        return run_pipeline(
+            Pipeline(Named("in"), sink=WriteText("out"), resume=True), jobs(backend), backend
+        )
+
+    Path("in").mkdir()
+    for name in ("b", "c"):
+        Path("in", name).touch()
+    assert run() == [["out/0.txt"], ["out/1.txt"]]
+    Path("in/d").touch()
+    assert len(run()) == 3
+    Path("in/a").touch()
+    with pytest.raises(SourceError, match=r"index 0 is a now, and was b when .* psnc reset") as no:
+        run()
+    assert "\n" not in str(no.value)
+    pipeline = Pipeline(Named("in"), sink=WriteText("out"), resume=True)
+    with pytest.raises(SourceError, match="index 0 is a now"):
+        _ = pipeline[3]
+    assert pipeline.completed_indices == {0, 1, 2}
+    pipeline.reset()
+    assert len(pipeline[3]) == 1
+
+
+def test_a_name_that_is_no_text_fails_its_index() -> None:
+    class Odd(Numbers):
+        def index_name(self, index: int) -> Any:
+            return index
+
+    pipeline = Pipeline(Odd(1), sink=Discard())
+    assert run_pipeline(pipeline) == [[]]
+    assert "index_name of Odd returned int" in pipeline.failed_indices[0]
 
 
 # --- side by side -----------------------------------------------------------------------------

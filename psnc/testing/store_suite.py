@@ -559,6 +559,20 @@ class StoreSuite:
         for row in other.index_rows():
             assert (row.peak_memory_bytes, row.gpu_memory_bytes) == (None, None)
 
+    def test_what_the_source_called_completed_indices_comes_back(
+        self, store: CheckpointStore, other: CheckpointStore
+    ) -> None:
+        if type(store).index_names is CheckpointStore.index_names:
+            pytest.skip("keeps no names")
+        store.record(completed(1, measurements={"index_name": "a \udcff.txt", "watts": 7.5}))
+        store.record(completed(2, measurements={"watts": 7.5}))
+        store.record(completed(3, measurements={"index_name": "b"}))
+        store.record(completed(4, measurements={"index_name": "c"}))
+        store.flush()
+        assert other.index_names() == {1: "a \udcff.txt", 3: "b", 4: "c"}
+        store.reset_index(3)
+        assert other.index_names() == {1: "a \udcff.txt", 4: "c"}
+
     # --- forgetting ---------------------------------------------------------------------------
 
     def test_reset_forgets_everything_of_the_run(

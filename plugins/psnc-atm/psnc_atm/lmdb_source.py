@@ -39,6 +39,9 @@ class ASELMDBSource(Source[AtomicData]):
     A file that cannot be read fails its own index only; without ``rows_per_index`` no file is
     opened before its index runs.
 
+    Files may be added behind the others between two runs. A run is not resumed where a completed
+    index is another file's now.
+
     Parameters
     ----------
     data_dir : str or Path
@@ -126,6 +129,14 @@ class ASELMDBSource(Source[AtomicData]):
                 files.append([name, path.stat().st_size if path.exists() else None, None, None])
         return {"rows_per_index": self._rows_per_index, "files": files}
 
+    def index_name(self, index: int) -> str:
+        """Return the name of the index's file, and its place in it if that has several."""
+        position = self._position_of(index)
+        if self._rows_per_index is None:
+            return self._names[position]
+        start = (index - int(self._first_index[position])) * self._rows_per_index
+        return f"{self._names[position]} from row {start} on"
+
     @cached_property
     def _first_index(self) -> NDArray[np.int64]:
         """Of each file its first index, and the number of indices at the end."""
@@ -141,10 +152,13 @@ class ASELMDBSource(Source[AtomicData]):
         except SourceError:
             return 1  # so that there is an index to fail
 
-    def _rows_of(self, index: int) -> tuple[LMDBFile, NDArray[np.int64]]:
+    def _position_of(self, index: int) -> int:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} indices")
-        position = int(np.searchsorted(self._first_index, index, side="right")) - 1
+        return int(np.searchsorted(self._first_index, index, side="right")) - 1
+
+    def _rows_of(self, index: int) -> tuple[LMDBFile, NDArray[np.int64]]:
+        position = self._position_of(index)
         file = open_file(self._directory / self._names[position])
         if self._rows_per_index is None:
             return file, file.ids

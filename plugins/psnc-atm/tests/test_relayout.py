@@ -18,20 +18,26 @@ from data import (
     write_dataset,
 )
 
-from psnc import Pipeline, StageError, run_pipeline
+from psnc import Pipeline, SourceError, StageError, run_pipeline
 from psnc_atm import ASELMDBSource, AtomicDataZarrSink
 from psnc_atm.lmdb_header import read_header
 from psnc_atm.zarr_relayout import changed_indices
 
 
-def convert(data: Path, output: Path, n_jobs: int = 1, rows: int | None = None) -> Pipeline[Any]:
-    """Run on from what is there, as the same command given again does."""
-    pipeline: Pipeline[Any] = Pipeline(
+def pipeline_with(
+    data: Path, output: Path, rows: int | None = None, resume: bool = True
+) -> Pipeline[Any]:
+    return Pipeline(
         source=ASELMDBSource(data, rows_per_index=rows),
         sink=AtomicDataZarrSink(output / "out.zarr", atoms_per_chunk=64, systems_per_chunk=8),
-        resume=True,
+        resume=resume,
         db_dir=output,
     )
+
+
+def convert(data: Path, output: Path, n_jobs: int = 1, rows: int | None = None) -> Pipeline[Any]:
+    """Run on from what is there, as the same command given again does."""
+    pipeline = pipeline_with(data, output, rows)
     run_pipeline(pipeline, n_jobs=n_jobs, progress=False)
     return pipeline
 
@@ -124,8 +130,11 @@ def test_a_file_that_comes_in_between_is_refused(tmp_path: Path) -> None:
     convert(data, tmp_path)
     before = contents(tmp_path / "out.zarr")
     write_database(data / "data0000b.aselmdb", molecules(5))
-    with pytest.raises(StageError, match=r"data0000b\.aselmdb is new"):
+    with pytest.raises(SourceError, match=r"index 1 is data0000b\.aselmdb now"):
         convert(data, tmp_path)
+    # Nor does a run take it that has nothing on record.
+    with pytest.raises(StageError, match=r"data0000b\.aselmdb is new"):
+        run_pipeline(pipeline_with(data, tmp_path, resume=False), progress=False)
     after = contents(tmp_path / "out.zarr")
     assert all((before[name] == after[name]).all() for name in before)
 
@@ -158,8 +167,10 @@ def test_with_several_indices_a_file_a_repair_is_refused(tmp_path: Path) -> None
     convert(data, tmp_path, rows=5)
     path.write_bytes(whole)
     # What was one unreadable index would now be four, and all numbers behind it would change.
-    with pytest.raises(StageError, match=r"data0001\.aselmdb changed"):
+    with pytest.raises(SourceError, match=r"index 5 is data0001\.aselmdb from row 5 on now"):
         convert(data, tmp_path, rows=5)
+    with pytest.raises(StageError, match=r"data0001\.aselmdb changed"):
+        run_pipeline(pipeline_with(data, tmp_path, rows=5, resume=False), progress=False)
 
 
 def _convert_in_child(data: Path, output: Path) -> None:
@@ -296,7 +307,7 @@ def test_what_stands_in_the_way_is_named_not_what_may_change(tmp_path: Path) -> 
     convert(data, tmp_path)
     (data / "data0000.aselmdb").write_bytes(whole)  # this alone would be fine
     write_database(data / "data0001b.aselmdb", molecules(5))
-    with pytest.raises(StageError, match=r"data0001b\.aselmdb is new"):
+    with pytest.raises(SourceError, match=r"index 2 is data0001b\.aselmdb now"):
         convert(data, tmp_path)
     (data / "data0001b.aselmdb").unlink()
     write_database(data / "data0001.aselmdb", molecules(3))
