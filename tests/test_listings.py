@@ -588,7 +588,7 @@ def test_a_class_inside_another_is_offered_by_its_path(
 
     plugins.register(Offers())
     assert plugins.stage_class("source", "inner").__qualname__ == "Outer.Deeper.Innermost"
-    with pytest.raises(PluginError, match="'gone' of plugin .* has no attribute 'Gone'"):
+    with pytest.raises(PluginError, match=r"'gone' of plugin .* has no attribute 'Gone'"):
         plugins.stage_class("source", "gone")
 
 
