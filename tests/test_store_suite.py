@@ -35,6 +35,9 @@ BROKEN_STORES = """
 
     from psnc import Config, hookimpl
     from psnc.builtin.checkpoint.store import SQLiteStore
+    from psnc.builtin.checkpoint.writer import (
+        Transaction, _comes_too_late, _detail_rows, _log_rows
+    )
 
     class ForgetsLogs(SQLiteStore):
         def record(self, record):
@@ -69,6 +72,17 @@ BROKEN_STORES = """
             for row in self.runs():
                 self.select(row.run_id)
                 super().reset()
+
+    class RecordsInTwoTransactions(SQLiteStore):
+        def write_group(self, run_id, records, workers):
+            nothing = {"stages": (), "artifacts": (), "logs": ()}
+            super().write_group(run_id, [attrs.evolve(r, **nothing) for r in records], workers)
+            connection = self._connection()
+            with Transaction(connection):
+                kept = [r for r in records if not _comes_too_late(connection, run_id, r)]
+                kept = [attrs.evolve(each, output_paths=()) for each in kept]
+                for text, rows in (*_detail_rows(run_id, kept), _log_rows(run_id, records)):
+                    connection.executemany(text.replace("INSERT", "INSERT OR REPLACE"), rows)
 
     STORES = {each.__name__.lower(): each for each in SQLiteStore.__subclasses__()}
 
@@ -113,6 +127,7 @@ NOTICED: dict[str, set[str]] = {
         "text_that_is_no_unicode_does_not_keep_an_index_from_being_recorded",
         "reset_index_forgets_one_index_with_its_log",
         "eight_threads_at_once_lose_nothing",
+        "an_index_that_another_process_records_is_there_whole_or_not_at_all",
     },
     "LetsErrorsWin": {
         "an_error_does_not_take_the_place_of_a_completion",
@@ -134,6 +149,9 @@ NOTICED: dict[str, set[str]] = {
     },
     "CountsEverything": {"counts_are_of_the_indices_below_the_total"},
     "ForgetsTooMuch": {"reset_forgets_everything_of_the_run"},
+    "RecordsInTwoTransactions": {
+        "an_index_that_another_process_records_is_there_whole_or_not_at_all"
+    },
 }
 EXACTLY = {"ForgetsLogs", "LetsErrorsWin", "CountsEverything", "ForgetsTooMuch"}
 

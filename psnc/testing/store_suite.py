@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pickle
 import random
@@ -26,6 +27,7 @@ from psnc.run import Run
 from psnc.session import run_pipeline
 from psnc.store import CheckpointStore, open_store
 from psnc.testing.store_workplace import (
+    LARGE,
     SPAWN,
     FailOn,
     Log,
@@ -42,6 +44,7 @@ from psnc.testing.store_workplace import (
     in_another_process,
     messages,
     paths_of,
+    record_as_told,
     run_one_by_one,
     without_id,
 )
@@ -910,6 +913,41 @@ class StoreSuite:
         codes, done = in_another_process(fork_among_threads, pipeline)
         assert codes == [0] * 5
         assert done == set(range(205))
+
+    def test_an_index_that_another_process_records_is_there_whole_or_not_at_all(
+        self, workplace: StoreWorkplace
+    ) -> None:
+        pipeline = workplace.pipeline(24)
+        store = workplace.open(pipeline)
+
+        def has_stages(index: int, count: int) -> bool:
+            return sum(row[0] == index for row in store.stage_rows()) == count
+
+        parts: dict[str, Callable[[int, int], bool]] = {
+            "result": lambda index, count: len(store.lookup(index) or ()) == count,
+            "log": lambda index, count: len(store.logs(index)) == count,
+            "artifacts": lambda index, count: len(store.artifacts(index).get(index, ())) == count,
+            "stages": has_stages,
+        }
+        # Whichever is written last, others were there before it; it is large, so as to take long.
+        orders = itertools.cycle(itertools.permutations(parts, 2))
+        here, there = SPAWN.Pipe()
+        process = SPAWN.Process(target=record_as_told, args=(pipeline, there))
+        process.start()
+        there.close()
+        try:
+            for index, (first, last) in zip(range(24), orders, strict=False):
+                here.send((index, last))
+                # Without a pause, so as to see the very moment.
+                while not parts[first](index, 1):
+                    if here.poll() or not process.is_alive():
+                        assert parts[first](index, 1), f"index {index} lacks its {first}"
+                assert parts[last](index, LARGE), f"index {index} has its {first} before its {last}"
+                assert here.recv() == index
+            here.send(None)
+        finally:
+            here.close()
+            process.join()
 
     def test_a_process_that_is_killed_leaves_whole_indices(self, workplace: StoreWorkplace) -> None:
         pipeline = workplace.pipeline(100_000, [Log()])

@@ -12,15 +12,18 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from psnc.hookspecs import hookimpl
 from psnc.manager import PluginManager
 from psnc.pipeline import Pipeline
 from psnc.records import ArtifactRecord, IndexRecord, LogRecord, StageRecord, WorkerInfo
-from psnc.run import Run
+from psnc.run import Run, run_of
 from psnc.stages import Filter, Sink, Source
 from psnc.store import CheckpointStore, open_store
 
 __all__ = [
+    "LARGE",
     "SPAWN",
     "FailOn",
     "Log",
@@ -39,6 +42,7 @@ __all__ = [
     "in_another_process",
     "messages",
     "paths_of",
+    "record_as_told",
     "run_one_by_one",
     "without_id",
 ]
@@ -214,6 +218,31 @@ def run_one_by_one(pipeline: Pipeline[Any], indices: Iterable[int], told: Connec
     """Run indices and say of each that it is done."""
     for index in indices:
         pipeline[index]
+        told.send(index)
+
+
+LARGE = 4000
+
+
+def record_as_told(pipeline: Pipeline[Any], told: Connection) -> None:
+    """Record an index for each that comes, of which one part is large; until ``None`` comes."""
+    store = run_of(pipeline).store
+    assert store is not None
+    for index, large in iter(told.recv, None):
+        count = dict.fromkeys(("result", "log", "artifacts", "stages"), 1) | {large: LARGE}
+        artifact = ArtifactRecord(f"sums/{index}.txt", "Sum", 1)
+        record = completed(
+            index,
+            output_paths=tuple(f"out/{index}/{number}" for number in range(count["result"])),
+            logs=(a_log("the same"),) * count["log"],
+            artifacts=tuple(
+                attrs.evolve(artifact, path=f"sums/{index}-{number}.txt")
+                for number in range(count["artifacts"])
+            ),
+            stages=tuple(StageRecord(order, "Stage", 1) for order in range(count["stages"])),
+        )
+        store.record(record)
+        store.flush()
         told.send(index)
 
 
