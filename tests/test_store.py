@@ -846,7 +846,7 @@ def test_what_cannot_be_written_is_said_once(
         # This sign of life cannot be written either, which happens out of everybody's sight.
         store.index_started(worker, 1)
         wait_until(lambda: store.attempts == 3)
-    store.close_at_exit()
+    store.close_or_say()
     assert capsys.readouterr().err == ("" if is_told else "psnc: no room\n")
     store.is_full = False
 
@@ -966,9 +966,7 @@ NOTHING_LEFT = """
     from psnc import StoreError
     from stages_for_tests import numbers_pipeline
     # Once with files to spare, so that all is imported.
-    numbers_pipeline(2, db_file="a.db")[0]
-    if not MADE:
-        os.unlink("a.db")
+    numbers_pipeline(2, db_file="a.db" if MADE else "other.db")[0]
     pipeline = numbers_pipeline(2, db_file="a.db")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (64, most))

@@ -36,7 +36,7 @@ BROKEN_STORES = """
     from psnc import Config, hookimpl
     from psnc.builtin.checkpoint.store import SQLiteStore
     from psnc.builtin.checkpoint.writer import (
-        Transaction, _comes_too_late, _detail_rows, _log_rows
+        Transaction, _comes_too_late, _index_rows, _log_rows
     )
 
     class ForgetsLogs(SQLiteStore):
@@ -81,7 +81,7 @@ BROKEN_STORES = """
             with Transaction(connection):
                 kept = [r for r in records if not _comes_too_late(connection, run_id, r)]
                 kept = [attrs.evolve(each, output_paths=()) for each in kept]
-                for text, rows in (*_detail_rows(run_id, kept), _log_rows(run_id, records)):
+                for text, rows in (*_index_rows(run_id, kept)[1:], _log_rows(run_id, records)):
                     connection.executemany(text.replace("INSERT", "INSERT OR REPLACE"), rows)
 
     STORES = {each.__name__.lower(): each for each in SQLiteStore.__subclasses__()}
