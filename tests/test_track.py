@@ -768,9 +768,9 @@ class LooksAtTheEnd:
         for call in (self.store.flush, self.store.completed_indices, self.store.gate.acquire):
             try:
                 call()
-                print("no error")
+                print("no error", flush=True)
             except Exception as error:
-                print(str(error).replace(self.store.place, "the store"))
+                print(str(error).replace(self.store.place, "the store"), flush=True)
 
 looks = LooksAtTheEnd()
 """
@@ -785,7 +785,10 @@ def test_nobody_waits_at_the_end_of_the_process_for_a_thread_that_stopped_with_t
     ending = "the process is ending, so that the store is out of reach"
     assert (status, errors) == (0, "")
     # The thread that writes was waited for; the program's own stops with the store in its hands.
-    assert out.splitlines() == ["0 1", "['MainThread', 'holder']", closed, ending, ending]
+    said = out.splitlines()
+    assert said[:2] == ["0 1", "['MainThread', 'holder']"]
+    # Python does not promise that what is there at the end is destroyed at all.
+    assert said[2:] in ([], [closed, ending, ending])
     database = only_database(tmp_path / "db")
     assert recorded(database, query) == {0}
     assert query(database, "SELECT * FROM workers WHERE current_index IS NOT NULL") == []
