@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
+import tempfile
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -213,12 +214,31 @@ def test_an_empty_file_is_taken_but_not_silently(
     assert len(rows_of(tmp_path / "run.db")["index_results"]) == 3
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
-def test_a_directory_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
-    place = tmp_path / "locked"
-    place.mkdir(mode=0o500)
-    with pytest.raises(StoreError, match="make it and its directory writable"):
-        run_pipeline(numbers_pipeline(3, db_file=place / "run.db"))
+def test_a_directory_that_cannot_be_written_to_is_refused(run_python: Callable[..., Any]) -> None:
+    """As another user where the test is root's, to whom nothing is forbidden."""
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory)
+        place.chmod(0o755)
+        (place / "locked").mkdir(mode=0o555)
+        script = """
+            import os, sys
+            from psnc import StoreError, run_pipeline
+            from stages_for_tests import numbers_pipeline
+
+            os.chdir(sys.argv[1])
+            # So that all is imported: another user may not reach the modules.
+            run_pipeline(numbers_pipeline(3, db_file="run.db"))
+            if os.geteuid() == 0:
+                os.setuid(1234)
+            try:
+                run_pipeline(numbers_pipeline(3, db_file="locked/run.db"))
+            except StoreError as error:
+                print(error)
+            print(os.listdir("locked"))
+            """
+        said, left = run_python("-c", textwrap.dedent(script), place).stdout.splitlines()
+    assert "make it and its directory writable" in said
+    assert left == "[]"
 
 
 def test_a_file_system_that_is_read_only_is_refused_and_changes_nothing(tmp_path: Path) -> None:
