@@ -71,10 +71,10 @@ def out(count: int) -> list[list[str]]:
 )
 def test_only_the_index_that_takes_too_long_fails(how: str) -> None:
     pipeline = Numbers(12).filter(Stuck([5], how)).write(Discard())
-    results = run_pipeline(pipeline, 2, timeout=0.5)
+    results = run_pipeline(pipeline, 2, timeout=2)
     assert results == [[] if i == 5 else paths for i, paths in enumerate(out(12))]
     assert pipeline.failed_indices == {
-        5: "IndexTimeoutError: it took longer than 0.5 s, and its worker was ended"
+        5: "IndexTimeoutError: it took longer than 2 s, and its worker was ended"
     }
     assert pipeline.completed_indices == set(range(12)) - {5}
     assert {each["current_index"] for each in pipeline.active_workers} == {None}
@@ -83,9 +83,9 @@ def test_only_the_index_that_takes_too_long_fails(how: str) -> None:
 
 def test_the_log_says_where_it_was() -> None:
     pipeline = Numbers(3).filter(Stuck([1])).write(Discard())
-    run_pipeline(pipeline, 1, timeout=0.5)
+    run_pipeline(pipeline, 1, timeout=2)
     (entry,) = pipeline.__dict__["_run"].store.logs(1)
-    assert entry["message"].startswith("index 1 took longer than 0.5 s\n")
+    assert entry["message"].startswith("index 1 took longer than 2 s\n")
     assert "in hang" in entry["message"]
     assert (entry["level_name"], entry["logger_name"]) == ("ERROR", "psnc.execution")
 
@@ -109,27 +109,27 @@ def test_a_time_limit_is_for_one_index_and_not_for_a_batch_or_the_time_between(
     manager.register(Slow(), "slow")
     pipeline = Journal(60, journal).filter(Nap()).write(Discard())
     with activated(manager):
-        assert run_pipeline(pipeline, 2, timeout=1) == out(60)
+        assert run_pipeline(pipeline, 2, timeout=4) == out(60)
     assert sorted(read_journal(journal)) == list(range(60))
 
 
 def test_one_among_many_tiny_indices_is_found_at_once(journal: str, tmp_path: Path) -> None:
     pipeline = Journal(1500, journal).filter(Stuck([777])).write(Discard())
-    results = run_pipeline(pipeline, 2, timeout=1)
+    results = run_pipeline(pipeline, 2, timeout=4)
     assert [i for i, paths in enumerate(results) if not paths] == [777]
     assert read_journal(journal).count(777) == 1
 
 
 def test_nothing_recorded_is_needed_to_know_which_it_was() -> None:
     pipeline = Pipeline(Numbers(300), [Stuck([150])], Discard(), track_metrics=False)
-    results = run_pipeline(pipeline, 2, timeout=0.5)
+    results = run_pipeline(pipeline, 2, timeout=2)
     assert [i for i, paths in enumerate(results) if not paths] == [150]
 
 
 def test_it_can_have_another_attempt(tmp_path: Path) -> None:
     stuck = StuckOnce([3], str(tmp_path / "marker"))
     pipeline = Numbers(8).filter(stuck).write(Discard())
-    session = Session(pipeline, policy=RetryPolicy(1, IndexTimeoutError, 0), timeout=0.5)
+    session = Session(pipeline, policy=RetryPolicy(1, IndexTimeoutError, 0), timeout=2)
     summary = session.run()
     assert session.results() == out(8)
     assert (summary.retries, summary.failed, summary.quarantined) == (1, {}, {})
@@ -137,14 +137,14 @@ def test_it_can_have_another_attempt(tmp_path: Path) -> None:
 
 def test_one_that_is_stuck_each_time_is_set_aside_and_named() -> None:
     pipeline = Numbers(4).filter(Stuck([3])).write(Discard())
-    session = Session(pipeline, policy=RetryPolicy(1, retry_delay=0), timeout=0.3)
+    session = Session(pipeline, policy=RetryPolicy(1, retry_delay=0), timeout=2)
     assert session.run().quarantined == {3: 2}
 
 
 @pytest.mark.parametrize("start_method", ["spawn", "fork", "forkserver"])
 def test_it_holds_however_workers_start(start_method: str) -> None:
     pipeline = Numbers(4).filter(Stuck([1])).write(Discard())
-    run_pipeline(pipeline, 1, timeout=0.5, start_method=start_method)
+    run_pipeline(pipeline, 1, timeout=2, start_method=start_method)
     assert list(pipeline.failed_indices) == [1]
 
 
@@ -182,7 +182,7 @@ def test_the_driver_says_nothing_and_leaves_nothing_behind(
         from test_time_limit import Stuck
 
         pipeline = Numbers(3).filter(Stuck([1])).write(Discard(0))
-        run_pipeline(pipeline, 2, timeout=0.5)
+        run_pipeline(pipeline, 2, timeout=2)
         print(list(pipeline.failed_indices))
         """,
     )
