@@ -70,18 +70,19 @@ def load_exceptions(names: Iterable[str]) -> tuple[type[BaseException], ...]:
 
 def _load_exception(name: str) -> type[BaseException]:
     place, separator, attribute = name.rpartition(":")
+    found: Any
     if separator:
         found = getattr(load_module(place), attribute, None)
     else:
         found = getattr(builtins, name, None) or getattr(errors, name, None)
-    if not isinstance(found, type) or not issubclass(found, BaseException):
-        found = None
-    if found is not None and not issubclass(found, errors.INTERRUPTS):
-        return found
-    raise PipelineError(
-        f"{name!r} is no class of exceptions: write OSError or another of Python's own, or "
-        "module:Class"
-    )
+    is_class = isinstance(found, type) and issubclass(found, BaseException)
+    if not is_class or issubclass(found, errors.INTERRUPTS):
+        raise PipelineError(
+            f"{name!r} is no class of exceptions: write OSError or another of Python's own, or "
+            "module:Class"
+        )
+    error_class: type[BaseException] = found
+    return error_class
 
 
 def load_module(place: str, advice: str = _ADVICE) -> ModuleType:

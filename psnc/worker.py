@@ -172,15 +172,14 @@ class WorkerTask:
             ) from error
         # Exceptions of a script's own are among the limits.
         limits_bytes = cloudpickle.dumps(limits)
-        payload = (limits_bytes, pipeline_bytes)
-        directory = self._shared_directory()
-        return pickle.dumps((dict(os.environ), list(sys.path), settings, directory, payload))
+        surroundings = (dict(os.environ), list(sys.path), self._shared_directory())
+        return pickle.dumps((surroundings, settings, limits_bytes, pipeline_bytes))
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
         """Set this process up as a worker: its plugins, its store, its copy of the pipeline."""
-        environment, path, settings, directory, payload = pickle.loads(content)
-        limits_bytes, pipeline_bytes = payload
+        surroundings, settings, limits_bytes, pipeline_bytes = pickle.loads(content)
+        environment, path, directory = surroundings
         config, invocation_id = settings
         # A worker may descend from a server process that was started under another environment.
         os.environ.clear()

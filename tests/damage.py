@@ -11,18 +11,9 @@ from typing import Any
 from stages_for_tests import Discard, FailOn, Log, Numbers, Sum
 
 from psnc import Pipeline, run_pipeline
+from psnc.builtin.checkpoint.schema import TABLES
 
 PAGE = 4096
-
-TABLES = (
-    "pipeline_runs",
-    "index_results",
-    "stage_metrics",
-    "output_files",
-    "filter_artifacts",
-    "logs",
-    "workers",
-)
 
 Rows = dict[str, list[tuple[Any, ...]]]
 
@@ -82,3 +73,28 @@ def copy(path: Path, to: Path) -> Path:
     """Copy a database without what is beside it."""
     shutil.copyfile(path, to)
     return to
+
+
+# --- files that are no database of this psnc --------------------------------------------------
+
+
+def foreign(path: Path) -> None:
+    """Make a database of another program."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE recipes (name TEXT)")
+
+
+def newer(path: Path) -> None:
+    """Make a database of a later psnc."""
+    make_database(path, 2)
+    change(path, "PRAGMA user_version=2")
+
+
+def text(path: Path) -> None:
+    """Make a file of text."""
+    path.write_text("no database at all\n" * 1000)
+
+
+def zeros(path: Path) -> None:
+    """Make a file of nothing but zeros."""
+    path.write_bytes(b"\0" * 10 * PAGE)

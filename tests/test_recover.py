@@ -15,11 +15,15 @@ from damage import (
     PAGE,
     Rows,
     change,
+    foreign,
     make_database,
+    newer,
     overwrite,
     root_page,
     rows_of,
+    text,
     zero_page,
+    zeros,
 )
 
 from psnc import StoreError, run_pipeline
@@ -224,24 +228,6 @@ def test_the_command_counts_what_came_across(database: Path, psnc: Psnc) -> None
     assert "  index_results: 299 rows, 1 left behind\n" in said.out
     assert said.out.endswith(f"database {database.with_name('run.recovered.db')}\n")
     assert check(database.with_name("run.recovered.db")) == []
-
-
-def foreign(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE recipes (name TEXT)")
-
-
-def newer(path: Path) -> None:
-    make_database(path, 2)
-    change(path, "PRAGMA user_version=2")
-
-
-def text(path: Path) -> None:
-    path.write_text("no database at all\n" * 1000)
-
-
-def zeros(path: Path) -> None:
-    path.write_bytes(b"\0" * 10 * PAGE)
 
 
 def without_run(path: Path) -> None:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
-import sqlite3
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import Psnc, Write, psnc, write
-from damage import PAGE, change, make_database, overwrite, root_page, rows_of, zero_page
+from damage import (
+    change,
+    foreign,
+    newer,
+    overwrite,
+    root_page,
+    rows_of,
+    text,
+    zero_page,
+    zeros,
+)
 
 from psnc import group_commit
 from psnc.builtin.checkpoint.check import check
@@ -182,25 +190,7 @@ def test_of_several_processes_one_salvages_and_all_go_on(
     assert not list(tmp_path.glob(".run.db*"))
 
 
-def foreign(path: Path) -> None:
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("CREATE TABLE recipes (name TEXT)")
-
-
-def newer(path: Path) -> None:
-    make_database(path, 2)
-    change(path, "PRAGMA user_version=2")
-
-
-def text(path: Path) -> None:
-    path.write_text("no database at all\n" * 1000)
-
-
-def nothing_but_zeros(path: Path) -> None:
-    path.write_bytes(b"\0" * 10 * PAGE)
-
-
-@pytest.mark.parametrize("make", [foreign, newer, text, nothing_but_zeros])
+@pytest.mark.parametrize("make", [foreign, newer, text, zeros])
 def test_what_is_not_this_psncs_is_refused_as_ever(psnc: Psnc, tmp_path: Path, make: Any) -> None:
     path = tmp_path / "some.db"
     make(path)
