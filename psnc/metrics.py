@@ -28,7 +28,10 @@ class StageMetrics:
 
 @frozen
 class IndexMetrics:
-    """One index; times in nanoseconds, sizes in bytes, ``None`` where nothing was measured."""
+    """One index; times in nanoseconds, sizes in bytes, ``None`` where nothing was measured.
+
+    ``attempts`` is how often it was tried, in all runs since it was last reset.
+    """
 
     index: int
     status: str
@@ -37,6 +40,7 @@ class IndexMetrics:
     peak_memory_bytes: int | None
     gpu_memory_bytes: int | None
     error: str | None
+    attempts: int | None
     stages: tuple[StageMetrics, ...]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import chain, repeat
 from typing import Any, Literal
 
 from attrs import Factory, frozen
@@ -11,6 +13,7 @@ __all__ = [
     "ArtifactRecord",
     "IndexRecord",
     "LogRecord",
+    "OutputFacts",
     "RunSummary",
     "StageRecord",
     "Status",
@@ -87,6 +90,22 @@ class ArtifactRecord:
 
 
 @frozen
+class OutputFacts:
+    """What an output file was as its index ended.
+
+    Attributes
+    ----------
+    size_bytes : int, optional
+        Its size.
+    content_digest : str, optional
+        SHA-256 of its content, in hexadecimal.
+    """
+
+    size_bytes: int | None = None
+    content_digest: str | None = None
+
+
+@frozen
 class LogRecord:
     """One log entry captured while an index ran."""
 
@@ -128,6 +147,10 @@ class IndexRecord:
     recorded : bool
         The store has it. A worker out of the store's reach sends home records that are not
         recorded, and the driver records them.
+    output_facts : tuple of OutputFacts
+        One for each of ``output_paths``, in their order; empty where nobody looked.
+    code_digest : str, optional
+        What the stages' code was: a key of the run's ``code_versions``.
     """
 
     index: int
@@ -143,6 +166,12 @@ class IndexRecord:
     measurements: dict[str, Any] = Factory(dict)
     cached: bool = False
     recorded: bool = False
+    output_facts: tuple[OutputFacts, ...] = ()
+    code_digest: str | None = None
+
+    def outputs(self) -> Iterator[tuple[str, OutputFacts]]:
+        """Yield each output path with what is known of the file."""
+        return zip(self.output_paths, chain(self.output_facts, repeat(OutputFacts())), strict=False)
 
 
 @frozen

@@ -58,6 +58,10 @@ class SQLStore(GroupCommitStore):
             If the database cannot be written to.
         """
 
+    def column(self, table: str, name: str) -> str:
+        """Return a column in a query: ``NULL`` where the tables are those of a psnc without it."""
+        return name
+
     # --- recording ----------------------------------------------------------------------------
 
     def lookup(self, index: int) -> tuple[str, ...] | None:
@@ -168,7 +172,8 @@ class SQLStore(GroupCommitStore):
     def index_rows(self) -> Iterator[IndexRow]:
         """Yield the recorded indices in order."""
         columns = (
-            "idx, status, completed_at, wall_time_ns, peak_memory_bytes, gpu_memory_bytes, error"
+            "idx, status, completed_at, wall_time_ns, peak_memory_bytes, gpu_memory_bytes, error, "
+            + self.column("index_results", "attempts")
         )
         for row in self._ask(f"SELECT {columns}", f"{_RESULTS} ORDER BY idx"):
             yield IndexRow(*row)

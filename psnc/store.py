@@ -68,7 +68,7 @@ class Counts:
 
 @frozen
 class IndexRow:
-    """One index as recorded, for metrics."""
+    """One index as recorded, for metrics; ``attempts`` is how often it was tried."""
 
     index: int
     status: str
@@ -77,6 +77,7 @@ class IndexRow:
     peak_memory_bytes: int | None
     gpu_memory_bytes: int | None
     error: str | None
+    attempts: int | None = None
 
 
 @frozen

@@ -132,6 +132,10 @@ def make_old(path: Path) -> None:
         "DROP TABLE index_results",
         OLD_TABLE,
         "INSERT INTO index_results SELECT * FROM kept",
+        "ALTER TABLE output_files DROP COLUMN size_bytes",
+        "ALTER TABLE output_files DROP COLUMN content_digest",
+        "ALTER TABLE pipeline_runs DROP COLUMN claims",
+        "ALTER TABLE pipeline_runs DROP COLUMN code_versions",
     )
 
 
@@ -146,6 +150,7 @@ def test_a_database_without_checksums_is_looked_at_as_it_is(recorded: Pipeline[i
     assert store.lookup(3) == ("out/3-0.bin", "out/3-1.bin")
     assert len(store.completed_outputs()) == 19
     assert len(store.artifacts()) == 19
+    assert {row.attempts for row in store.index_rows()} == {None}
     store.close()
     assert recorded.db_path.read_bytes() == before
     assert check(recorded.db_path) == []
@@ -161,6 +166,7 @@ def test_a_database_without_checksums_resumes_and_has_them_from_then_on(
     run_pipeline(pipeline, indices=[3])
     sums = "SELECT idx FROM index_results WHERE checksum NOT NULL AND details_checksum NOT NULL"
     assert query(recorded.db_path, sums) == [(3,)]
+    assert query(recorded.db_path, "SELECT idx FROM index_results WHERE attempts = 1") == [(3,)]
     assert check(recorded.db_path) == []
 
 

@@ -122,6 +122,8 @@ def test_an_index_that_fails_for_a_while_completes(backend: str, attempts: str) 
     results = run_pipeline(pipeline, jobs(backend), backend, retries=2, retry_delay=0)
     assert results == out(12)
     assert (pipeline.failed_indices, len(pipeline.completed_indices)) == ({}, 12)
+    tried = {each.index: each.attempts for each in pipeline.metrics.indices}
+    assert tried == {index: 3 if index in (3, 4) else 1 for index in range(12)}
 
 
 @on_every_backend
@@ -139,6 +141,13 @@ def test_without_retries_there_is_one_attempt(journal: str) -> None:
     pipeline = Journal(4, journal).filter(FailOn([2])).write(Discard())
     run_pipeline(pipeline)
     assert sorted(read_journal(journal)) == [0, 1, 2, 3]
+
+
+def test_attempts_of_all_runs_are_counted_also_where_the_worker_died() -> None:
+    pipeline = Numbers(3).filter(Die([1])).write(Discard())
+    run_pipeline(pipeline, 2, "process_pool", retries=1, retry_delay=0)
+    run_pipeline(pipeline, 2, "process_pool")
+    assert [each.attempts for each in pipeline.metrics.indices] == [1, 3, 1]
 
 
 def test_every_attempt_leaves_its_log_entry(attempts: str) -> None:

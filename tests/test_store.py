@@ -82,7 +82,14 @@ TABLES: dict[str, dict[str, str]] = {
         "completed_count": "INTEGER",
         "invocation_id": "TEXT",
     },
-    "output_files": {"path": "TEXT", "idx": "INTEGER", "run_id": "INTEGER", "seq": "INTEGER"},
+    "output_files": {
+        "path": "TEXT",
+        "idx": "INTEGER",
+        "run_id": "INTEGER",
+        "seq": "INTEGER",
+        "size_bytes": "INTEGER",
+        "content_digest": "TEXT",
+    },
     "filter_artifacts": {
         "path": "TEXT",
         "idx": "INTEGER",
@@ -797,7 +804,8 @@ def test_a_result_that_cannot_be_recorded_is_said(tmp_path: Path) -> None:
     # Leave nothing behind that cannot be written when the test ends.
     with closing(sqlite3.connect(database)) as connection:
         connection.execute(
-            "CREATE TABLE output_files (path TEXT, idx INTEGER, run_id INTEGER, seq INTEGER)"
+            "CREATE TABLE output_files (path TEXT, idx INTEGER, run_id INTEGER, seq INTEGER, "
+            "size_bytes INTEGER, content_digest TEXT)"
         )
     assert pipeline.completed_indices == {0}
 

@@ -81,7 +81,8 @@ BROKEN_STORES = """
             with Transaction(connection):
                 kept = [r for r in records if not _comes_too_late(connection, run_id, r)]
                 kept = [attrs.evolve(each, output_paths=()) for each in kept]
-                for text, rows in (*_index_rows(run_id, kept)[1:], _log_rows(run_id, records)):
+                rows_of_indices = _index_rows(run_id, kept, {})[1:]
+                for text, rows in (*rows_of_indices, _log_rows(run_id, records)):
                     connection.executemany(text.replace("INSERT", "INSERT OR REPLACE"), rows)
 
     STORES = {each.__name__.lower(): each for each in SQLiteStore.__subclasses__()}

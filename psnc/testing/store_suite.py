@@ -316,6 +316,24 @@ class StoreSuite:
         assert (row.peak_memory_bytes, row.gpu_memory_bytes) == (None, None)
         assert messages(other, 5) == ["index 5 failed"]
 
+    def test_attempts_are_counted_until_the_index_is_reset(
+        self, store: CheckpointStore, other: CheckpointStore
+    ) -> None:
+        def attempts() -> list[int | None]:
+            store.flush()
+            return [row.attempts for row in other.index_rows()]
+
+        store.record(failed(5, "ValueError: no"))
+        assert attempts() == [1]
+        store.record(failed(5, "ValueError: no"))
+        store.record(completed(6))
+        assert attempts() == [2, 1]
+        store.record(completed(5))
+        assert attempts() == [3, 1]
+        store.reset_index(5)
+        store.record(completed(5))
+        assert attempts() == [1, 1]
+
     def test_an_index_of_which_little_is_known_is_recorded(
         self, store: CheckpointStore, other: CheckpointStore
     ) -> None:

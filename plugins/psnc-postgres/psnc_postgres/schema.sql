@@ -16,7 +16,9 @@ CREATE TABLE {schema}.pipeline_runs (
     started_at    TEXT   NOT NULL,
     run_dir       TEXT   NOT NULL,      -- working directory of the process that began it
     total_indices BIGINT NOT NULL,      -- length of the source when last run
-    psnc_version  TEXT   NOT NULL
+    psnc_version  TEXT   NOT NULL,
+    claims        TEXT,                 -- JSON array of the drivers at work, or NULL
+    code_versions TEXT                  -- JSON object of what the stages' code was, or NULL
 );
 CREATE INDEX pipeline_runs_by_hash ON {schema}.pipeline_runs (config_hash, run_id);
 
@@ -37,6 +39,8 @@ CREATE TABLE {schema}.index_results (
     error             TEXT,             -- NULL for success
     worker_id         TEXT,             -- NULL if the worker died
     measurements      TEXT,             -- JSON object of plugins' own figures, or NULL
+    attempts          BIGINT,           -- how often it was tried until now
+    code_digest       TEXT,             -- what the stages' code was: a key of code_versions
     PRIMARY KEY (run_id, idx)
 );
 
@@ -64,10 +68,12 @@ CREATE INDEX workers_by_run ON {schema}.workers (run_id);
 CREATE INDEX workers_by_invocation ON {schema}.workers (invocation_id);
 
 CREATE TABLE {schema}.output_files (
-    path   TEXT   NOT NULL,
-    idx    BIGINT NOT NULL,
-    run_id BIGINT NOT NULL REFERENCES {schema}.pipeline_runs,
-    seq    BIGINT NOT NULL,            -- place in the sink's list
+    path           TEXT   NOT NULL,
+    idx            BIGINT NOT NULL,
+    run_id         BIGINT NOT NULL REFERENCES {schema}.pipeline_runs,
+    seq            BIGINT NOT NULL,    -- place in the sink's list
+    size_bytes     BIGINT,             -- as the index ended, or NULL
+    content_digest TEXT,               -- SHA-256 of the content then, or NULL
     PRIMARY KEY (run_id, idx, seq)
 );
 -- By hash, since a path may be longer than what another kind of index takes.

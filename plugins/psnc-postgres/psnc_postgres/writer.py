@@ -181,6 +181,8 @@ def _result_row(record: IndexRecord, text: Text) -> tuple[Any, ...]:
         None if record.error is None else text(record.error),
         record.worker.worker_id if record.worker else None,
         json.dumps(measurements) if measurements else None,
+        1,
+        record.code_digest,
     )
 
 
@@ -194,9 +196,9 @@ def _stage_rows(records: Sequence[IndexRecord], text: Text) -> Rows:
 
 def _output_rows(records: Sequence[IndexRecord], text: Text) -> Rows:
     return [
-        (text(path), record.index, seq)
+        (text(path), record.index, seq, facts.size_bytes, facts.content_digest)
         for record in records
-        for seq, path in enumerate(record.output_paths)
+        for seq, (path, facts) in enumerate(record.outputs())
     ]
 
 
@@ -273,6 +275,8 @@ _INSERT_RESULTS = (
         error="text",
         worker_id="text",
         measurements="text",
+        attempts="bigint",
+        code_digest="text",
     )
     # An attempt that failed must not take the place of one that another process completed.
     + """
@@ -285,7 +289,9 @@ _INSERT_RESULTS = (
             gpu_memory_bytes = excluded.gpu_memory_bytes,
             error = excluded.error,
             worker_id = excluded.worker_id,
-            measurements = excluded.measurements
+            measurements = excluded.measurements,
+            attempts = coalesce(present.attempts, 1) + 1,
+            code_digest = excluded.code_digest
         WHERE present.status <> 'completed' OR excluded.status = 'completed'
         RETURNING idx
     """
@@ -297,7 +303,14 @@ _FORGET = [
 _INSERT_STAGES = _insert_into(
     "stage_metrics", idx="bigint", stage_order="bigint", stage_name="text", wall_time_ns="bigint"
 )
-_INSERT_OUTPUTS = _insert_into("output_files", path="text", idx="bigint", seq="bigint")
+_INSERT_OUTPUTS = _insert_into(
+    "output_files",
+    path="text",
+    idx="bigint",
+    seq="bigint",
+    size_bytes="bigint",
+    content_digest="text",
+)
 _INSERT_ARTIFACTS = _insert_into(
     "filter_artifacts", path="text", idx="bigint", filter_name="text", filter_order="bigint"
 )

@@ -39,9 +39,9 @@ def result_checksum(
 def details_checksum(
     run_id: int,
     index: int,
-    figures: Sequence[Any],
+    figures: tuple[Any, ...],
     stages: Sequence[Iterable[Any]],
-    outputs: Sequence[Iterable[Any]],
+    outputs: Sequence[tuple[Any, ...]],
     artifacts: Sequence[Iterable[Any]],
 ) -> int:
     """Return the checksum of all else that is recorded of an index.
@@ -50,17 +50,32 @@ def details_checksum(
     ----------
     run_id, index : int
         Which index.
-    figures : sequence
+    figures : tuple
         ``completed_at``, ``wall_time_ns``, ``peak_memory_bytes``, ``gpu_memory_bytes``,
-        ``worker_id`` and ``measurements``.
+        ``worker_id`` and ``measurements``; then ``attempts`` and ``code_digest``.
     stages : sequence
         ``stage_order``, ``stage_name`` and ``wall_time_ns`` of each stage, in order.
-    outputs : sequence
-        ``seq`` and ``path`` of each output file, in order.
+    outputs : sequence of tuple
+        ``seq``, ``path``, ``size_bytes`` and ``content_digest`` of each output file, in order.
     artifacts : sequence
         ``filter_order``, ``path`` and ``filter_name`` of each artifact, sorted.
     """
     counts = (len(stages), len(outputs), len(artifacts))
-    rows = chain.from_iterable((*stages, *outputs, *artifacts))
+    rows = chain.from_iterable((*stages, *map(_known, outputs), *artifacts))
+    figures = _known(figures, always=_FIGURES_ALWAYS)
     text = "\0".join(map(str, chain((run_id, index), figures, counts, rows)))
     return crc32(text.encode("utf-8", "surrogatepass"))
+
+
+_FIGURES_ALWAYS = 6
+
+
+def _known(values: tuple[Any, ...], always: int = 2) -> tuple[Any, ...]:
+    """Return values without the columns that came later, where they are NULL.
+
+    So rows of an earlier psnc, whose tables have got these columns since, keep their checksum.
+    """
+    later = values[always:]
+    if later.count(None) == 0:
+        return values
+    return (*values[:always], *(value for value in later if value is not None))

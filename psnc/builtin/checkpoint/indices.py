@@ -17,6 +17,7 @@ from psnc.builtin.checkpoint.schema import columns_of, table_columns
 from psnc.builtin.checkpoint.writer import roll_back, storable_text
 
 __all__ = [
+    "DETAILS",
     "FIGURES",
     "KnownRun",
     "Problem",
@@ -37,12 +38,14 @@ FIGURES = (
     "gpu_memory_bytes",
     "worker_id",
     "measurements",
+    "attempts",
+    "code_digest",
 )
 
-# The columns that make up a row besides its index, in the order of the primary key.
-_DETAILS = {
+# The columns that make up a row besides its index, those of the primary key first.
+DETAILS = {
     "stage_metrics": ("stage_order", "stage_name", "wall_time_ns"),
-    "output_files": ("seq", "path"),
+    "output_files": ("seq", "path", "size_bytes", "content_digest"),
     "filter_artifacts": ("filter_order", "path", "filter_name"),
 }
 
@@ -94,7 +97,7 @@ class StoredIndex(NamedTuple):
     stages : list of tuple
         ``stage_order``, ``stage_name``, ``wall_time_ns``.
     outputs : list of tuple
-        ``seq``, ``path``.
+        ``seq``, ``path``, ``size_bytes``, ``content_digest``.
     artifacts : list of tuple
         ``filter_order``, ``path``, ``filter_name``.
     """
@@ -157,13 +160,12 @@ def stored_indices(
     index : int, optional
         Only this one.
     """
-    there = set(columns_of(connection, "index_results"))
-    # A column that the database is too old for reads as NULL.
-    result = (name if name in there else "NULL" for name in table_columns("index_results"))
-    columns = {"index_results": tuple(result), **_DETAILS}
+    tables = {"index_results": table_columns("index_results"), **DETAILS}
     streams = [
-        groupby(connection.execute(*_query(table, names, run_id, index)), itemgetter(0, 1))
-        for table, names in columns.items()
+        groupby(
+            connection.execute(*_query(connection, table, names, run_id, index)), itemgetter(0, 1)
+        )
+        for table, names in tables.items()
     ]
     heads = [next(stream, None) for stream in streams]
     while keys := [head[0] for head in heads if head is not None]:
@@ -179,16 +181,25 @@ def stored_indices(
 
 
 def _query(
-    table: str, columns: Sequence[str], run_id: int | None, index: int | None
+    connection: sqlite3.Connection,
+    table: str,
+    columns: Sequence[str],
+    run_id: int | None,
+    index: int | None,
 ) -> tuple[str, tuple[int, ...]]:
+    there = columns_of(connection, table)
+    # A column that the database is too old for reads as NULL.
+    selected = [name if name in there else "NULL" for name in columns]
     given = {"run_id": run_id, "idx": index}
     wanted = {name: value for name, value in given.items() if value is not None}
     # Of a row with any other key nobody can tell where it belongs.
     conditions = [f"typeof({name}) = 'integer'" for name in given]
     conditions += [f"{name} = ?" for name in wanted]
-    order = ", ".join(("run_id", "idx", *_DETAILS.get(table, ())))
+    order = ", ".join(
+        ("run_id", "idx", *(name for name in DETAILS.get(table, ()) if name in there))
+    )
     return (
-        f"SELECT run_id, idx, {', '.join(columns)} FROM {table} "
+        f"SELECT run_id, idx, {', '.join(selected)} FROM {table} "
         f"WHERE {' AND '.join(conditions)} ORDER BY {order}",
         tuple(wanted.values()),
     )
@@ -237,7 +248,9 @@ def _problem_of_outputs(stored: StoredIndex, result: Mapping[str, Any]) -> Probl
         return Problem.PATHS
     if paths and result["status"] == "error":
         return Problem.FAILED_WITH_FILES
-    if [(seq, storable_text(path)) for seq, path in enumerate(paths)] != stored.outputs:
+    if [(seq, storable_text(path)) for seq, path in enumerate(paths)] != [
+        row[:2] for row in stored.outputs
+    ]:
         return Problem.OTHER_FILES
     return None
 
@@ -246,7 +259,7 @@ def _problem_of_details(
     stored: StoredIndex, result: Mapping[str, Any], run: KnownRun
 ) -> Problem | None:
     if result["details_checksum"] is not None:
-        figures = [result[name] for name in FIGURES]
+        figures = tuple(result[name] for name in FIGURES)
         details = (stored.stages, stored.outputs, stored.artifacts)
         if result["details_checksum"] != details_checksum(
             stored.run_id, stored.idx, figures, *details

@@ -10,7 +10,9 @@ CREATE TABLE pipeline_runs (            -- one row per pipeline configuration
     started_at    TEXT    NOT NULL,
     run_dir       TEXT    NOT NULL,         -- working directory of the first run
     total_indices INTEGER NOT NULL,         -- length of the source when last run
-    psnc_version  TEXT    NOT NULL
+    psnc_version  TEXT    NOT NULL,
+    claims        TEXT,                     -- JSON array of the drivers at work, or NULL
+    code_versions TEXT                      -- JSON object of what the stages' code was, or NULL
 );
 
 CREATE TABLE index_results (            -- one row per index that ended
@@ -27,6 +29,8 @@ CREATE TABLE index_results (            -- one row per index that ended
     measurements      TEXT,                 -- JSON object of plugins' own figures, or NULL
     checksum          INTEGER,              -- CRC-32 of the result, see checksums.py
     details_checksum  INTEGER,              -- CRC-32 of all else that is recorded of the index
+    attempts          INTEGER,              -- how often it was tried until now
+    code_digest       TEXT,                 -- what the stages' code was: a key of code_versions
     PRIMARY KEY (run_id, idx)
 ) WITHOUT ROWID;
 
@@ -52,10 +56,12 @@ CREATE TABLE workers (                  -- one row per thread that ran indices
 );
 
 CREATE TABLE output_files (             -- from an output path back to its index
-    path   TEXT    NOT NULL,
-    idx    INTEGER NOT NULL,
-    run_id INTEGER NOT NULL REFERENCES pipeline_runs (run_id),
-    seq    INTEGER NOT NULL,                -- place in the sink's list
+    path           TEXT    NOT NULL,
+    idx            INTEGER NOT NULL,
+    run_id         INTEGER NOT NULL REFERENCES pipeline_runs (run_id),
+    seq            INTEGER NOT NULL,        -- place in the sink's list
+    size_bytes     INTEGER,                 -- as the index ended, or NULL
+    content_digest TEXT,                    -- SHA-256 of the content then, or NULL
     PRIMARY KEY (run_id, idx, seq)
 );
 CREATE INDEX output_files_by_path ON output_files (path, run_id, idx);

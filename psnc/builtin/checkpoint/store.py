@@ -176,6 +176,7 @@ class SQLiteStore(VerifiedStore):
             with Transaction(connection):
                 # Another process may have been faster.
                 add_missing_columns(connection)
+            self._columns.clear()
         self.refuse_damaged_runs()
         find = "SELECT run_id, total_indices FROM pipeline_runs WHERE config_hash = ?"
         row = connection.execute(find, (run.config_hash,)).fetchone()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from psnc.builtin.checkpoint.checksums import details_checksum, result_checksum
-from psnc.builtin.checkpoint.indices import FIGURES, StoredIndex, result_of
+from psnc.builtin.checkpoint.indices import DETAILS, FIGURES, StoredIndex, result_of
 from psnc.builtin.checkpoint.schema import columns_of, table_columns
 
 __all__ = ["insert_index", "insert_rows", "remove_index", "rows_of"]
@@ -42,11 +42,8 @@ def insert_index(connection: sqlite3.Connection, stored: StoredIndex, run_id: in
     if run_id != stored.run_id:
         result |= {"run_id": run_id, **_checksums(stored, result, run_id)}
     insert_rows(connection, "index_results", [result])
-    for table, names, rows in (
-        ("stage_metrics", ("stage_order", "stage_name", "wall_time_ns"), stored.stages),
-        ("output_files", ("seq", "path"), stored.outputs),
-        ("filter_artifacts", ("filter_order", "path", "filter_name"), stored.artifacts),
-    ):
+    details = (stored.stages, stored.outputs, stored.artifacts)
+    for (table, names), rows in zip(DETAILS.items(), details, strict=True):
         insert_rows(connection, table, (key | dict(zip(names, row, strict=True)) for row in rows))
 
 
@@ -63,7 +60,7 @@ def _checksums(stored: StoredIndex, result: dict[str, Any], run_id: int) -> dict
         values = (result["status"], result["output_paths"], result["error"])
         found["checksum"] = result_checksum(run_id, stored.idx, *values)
     if result["details_checksum"] is not None:
-        figures = [result[name] for name in FIGURES]
+        figures = tuple(result[name] for name in FIGURES)
         details = (stored.stages, stored.outputs, stored.artifacts)
         found["details_checksum"] = details_checksum(run_id, stored.idx, figures, *details)
     return found

@@ -10,6 +10,7 @@ import json
 import sqlite3
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -41,8 +42,6 @@ class VerifiedStore(SQLStore):
     """
 
     path: Path
-    # The column, or NULL where an earlier psnc made the table; None until somebody has looked.
-    _checksum: str | None = None
 
     def lookup(self, index: int) -> tuple[str, ...] | None:
         """Return the output paths of a completed index, written or still waiting."""
@@ -126,7 +125,24 @@ class VerifiedStore(SQLStore):
             if run_id is not None and run_id not in runs:
                 raise damaged(self.path, f"there are results of run {run_id}, which is missing")
 
+    def column(self, table: str, name: str) -> str:
+        """Return a column, or ``NULL`` where an earlier psnc made the table."""
+        there = self._columns.get(table)
+        if there is None:
+            with self.gate:
+                try:
+                    there = columns_of(self._connection(), table)
+                except DATABASE_ERRORS as error:
+                    raise_store_error(self.path, "read", error)
+            self._columns[table] = there
+        return name if name in there else "NULL"
+
     # --- the machinery ------------------------------------------------------------------------
+
+    @cached_property
+    def _columns(self) -> dict[str, tuple[str, ...]]:
+        """The columns of each table that somebody has asked for."""
+        return {}
 
     @abstractmethod
     def _connection(self) -> sqlite3.Connection:
@@ -148,17 +164,8 @@ class VerifiedStore(SQLStore):
 
     def _results(self, columns: str, condition: str, *arguments: Any) -> list[tuple[Any, ...]]:
         """Return these columns and the checksum of results of the selected run."""
-        if self._checksum is None:
-            with self.gate:
-                try:
-                    there = columns_of(self._connection(), "index_results")
-                except DATABASE_ERRORS as error:
-                    raise_store_error(self.path, "read", error)
-            self._checksum = "checksum" if "checksum" in there else "NULL"
-        query = (
-            f"SELECT {columns}, {self._checksum} FROM index_results "
-            f"WHERE run_id = ? AND {condition}"
-        )
+        checksum = self.column("index_results", "checksum")
+        query = f"SELECT {columns}, {checksum} FROM index_results WHERE run_id = ? AND {condition}"
         return self.read(query, self.run_id, *arguments)[0]
 
     def _compare(

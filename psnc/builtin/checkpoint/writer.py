@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from psnc.builtin.checkpoint.checksums import details_checksum, result_checksum
@@ -16,7 +16,7 @@ __all__ = ["Transaction", "roll_back", "storable_text", "write_group"]
 _IS_COMPLETED = """
     SELECT 1 FROM index_results WHERE run_id = ? AND idx = ? AND status = 'completed'
 """
-_IS_RECORDED = "SELECT 1 FROM index_results WHERE run_id = ? AND idx = ?"
+_ATTEMPTS = "SELECT attempts FROM index_results WHERE run_id = ? AND idx = ?"
 _IS_THERE = """
     SELECT 1 FROM index_results WHERE run_id = ? AND idx = ? AND worker_id IS ? AND completed_at = ?
 """
@@ -54,12 +54,12 @@ def write_group(
             records = [each for each in records if not _is_there(connection, run_id, each)]
         # An attempt that failed must not take the place of one that another process completed.
         kept = [each for each in records if not _comes_too_late(connection, run_id, each)]
-        keys = [(run_id, record.index) for record in kept]
         # Most indices are new, and one question is cheaper than three deletions.
-        again = [key for key in keys if connection.execute(_IS_RECORDED, key).fetchone()]
+        earlier = _earlier_attempts(connection, run_id, kept)
+        again = [(run_id, index) for index in earlier]
         for statement in _FORGET if again else ():
             connection.executemany(statement, again)
-        for statement, rows in (*_index_rows(run_id, kept), _log_rows(run_id, records)):
+        for statement, rows in (*_index_rows(run_id, kept, earlier), _log_rows(run_id, records)):
             if rows:
                 connection.executemany(statement, rows)
         connection.executemany(_INSERT_WORKER, [_worker_row(run_id, each) for each in workers])
@@ -98,11 +98,14 @@ _INSERT_RESULT = """
     INSERT OR REPLACE INTO index_results (
         idx, run_id, status, output_paths, completed_at, wall_time_ns,
         peak_memory_bytes, gpu_memory_bytes, error, worker_id, measurements,
-        checksum, details_checksum
-    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        checksum, details_checksum, attempts, code_digest
+    ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _INSERT_STAGE = "INSERT INTO stage_metrics VALUES (?, ?, ?, ?, ?)"
-_INSERT_OUTPUT = "INSERT INTO output_files VALUES (?, ?, ?, ?)"
+_INSERT_OUTPUT = """
+    INSERT INTO output_files (path, idx, run_id, seq, size_bytes, content_digest)
+    VALUES (?, ?, ?, ?, ?, ?)
+"""
 _INSERT_ARTIFACT = "INSERT INTO filter_artifacts VALUES (?, ?, ?, ?, ?)"
 _INSERT_LOG = """
     INSERT INTO logs (run_id, timestamp, level, level_name, logger_name, message, worker_id, idx)
@@ -123,8 +126,21 @@ def storable_text(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
+def _earlier_attempts(
+    connection: sqlite3.Connection, run_id: int, records: Sequence[IndexRecord]
+) -> dict[int, int]:
+    """Return how often each index was tried before, of those that are recorded."""
+    attempts = {}
+    for record in records:
+        row = connection.execute(_ATTEMPTS, (run_id, record.index)).fetchone()
+        if row is not None:
+            # An earlier psnc did not count: once at the least.
+            attempts[record.index] = row[0] or 1
+    return attempts
+
+
 def _index_rows(
-    run_id: int, records: Sequence[IndexRecord]
+    run_id: int, records: Sequence[IndexRecord], earlier: Mapping[int, int]
 ) -> list[tuple[str, list[tuple[Any, ...]]]]:
     """Return what is written of indices, as statements and their rows."""
     results: list[tuple[Any, ...]] = []
@@ -133,15 +149,17 @@ def _index_rows(
     artifacts: list[tuple[Any, ...]] = []
     for record in records:
         own_stages = [(each.order, each.name, each.wall_time_ns) for each in record.stages]
-        own_outputs = [(seq, storable_text(path)) for seq, path in enumerate(record.output_paths)]
+        own_outputs = _output_rows(record)
         own_artifacts = sorted(
             (each.filter_order, storable_text(each.path), each.filter_name)
             for each in record.artifacts
         )
-        results.append(_result_row(run_id, record, own_stages, own_outputs, own_artifacts))
+        attempts = earlier.get(record.index, 0) + 1
+        details = (own_stages, own_outputs, own_artifacts)
+        results.append(_result_row(run_id, record, attempts, *details))
         key = (record.index, run_id)
         stages.extend((*key, *row) for row in own_stages)
-        outputs.extend((path, *key, seq) for seq, path in own_outputs)
+        outputs.extend((path, *key, seq, *facts) for seq, path, *facts in own_outputs)
         artifacts.extend((path, *key, name, order) for order, path, name in own_artifacts)
     return [
         (_INSERT_RESULT, results),
@@ -151,9 +169,17 @@ def _index_rows(
     ]
 
 
+def _output_rows(record: IndexRecord) -> list[tuple[Any, ...]]:
+    return [
+        (seq, storable_text(path), facts.size_bytes, facts.content_digest)
+        for seq, (path, facts) in enumerate(record.outputs())
+    ]
+
+
 def _result_row(
     run_id: int,
     record: IndexRecord,
+    attempts: int,
     stages: Sequence[tuple[Any, ...]],
     outputs: Sequence[tuple[Any, ...]],
     artifacts: Sequence[tuple[Any, ...]],
@@ -168,13 +194,15 @@ def _result_row(
         *memory,
         record.worker.worker_id if record.worker else None,
         json.dumps(measurements) if measurements else None,
+        attempts,
+        record.code_digest,
     )
     checksum = result_checksum(run_id, index, status, paths, error)
     details = details_checksum(run_id, index, figures, stages, outputs, artifacts)
-    completed_at, wall_time_ns, peak, gpu, worker_id, measured = figures
+    completed_at, wall_time_ns, peak, gpu, worker_id, measured, *later = figures
     return (
         *(index, run_id, status, paths, completed_at, wall_time_ns, peak, gpu, error),
-        *(worker_id, measured, checksum, details),
+        *(worker_id, measured, checksum, details, *later),
     )
 
 
