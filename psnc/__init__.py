@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from psnc.atomic import atomic_directory, atomic_write
     from psnc.backend import Backend
+    from psnc.code_versions import CodeVersion, StageCode
     from psnc.config import Config
     from psnc.errors import (
         BackendError,
+        CodeChangedError,
         ConfigurationError,
         IndexRangeError,
         IndexTimeoutError,
@@ -61,6 +63,8 @@ _HOMES = {
     "BackendError": "errors",
     "BatchResult": "worker",
     "CheckpointStore": "store",
+    "CodeChangedError": "errors",
+    "CodeVersion": "code_versions",
     "Config": "config",
     "ConfigurationError": "errors",
     "Counts": "store",
@@ -91,6 +95,7 @@ _HOMES = {
     "Sink": "stages",
     "Source": "stages",
     "SourceError": "errors",
+    "StageCode": "code_versions",
     "StageError": "errors",
     "StageRecord": "records",
     "StageTotal": "store",
@@ -122,6 +127,8 @@ __all__ = [
     "BackendError",
     "BatchResult",
     "CheckpointStore",
+    "CodeChangedError",
+    "CodeVersion",
     "Config",
     "ConfigurationError",
     "Counts",
@@ -152,6 +159,7 @@ __all__ = [
     "Sink",
     "Source",
     "SourceError",
+    "StageCode",
     "StageError",
     "StageRecord",
     "StageTotal",

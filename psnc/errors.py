@@ -9,6 +9,7 @@ from typing import ClassVar
 
 __all__ = [
     "BackendError",
+    "CodeChangedError",
     "ConfigurationError",
     "IndexRangeError",
     "IndexTimeoutError",
@@ -51,6 +52,10 @@ class StageError(PsncError):
 
 class SourceError(PsncError):
     """The input of a source is missing, empty or unreadable."""
+
+
+class CodeChangedError(PsncError):
+    """Earlier results are of other code of a stage, and ``on_code_change="error"`` was given."""
 
 
 class IndexRangeError(PsncError, IndexError):

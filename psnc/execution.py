@@ -321,6 +321,7 @@ def _record_of(
         measurements=_measurements(context) | ({"index_name": name} if name else {}),
         logs=tuple(logs),
         recorded=context.run.store is not None,
+        code_digest=context.run.code.digest,
     )
 
 

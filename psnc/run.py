@@ -10,6 +10,7 @@ import uuid
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from psnc.code_versions import CodeVersion, code_version
 from psnc.errors import SourceError, StoreError
 from psnc.manager import PluginManager, active_manager, plugin_manager, take_leave_first
 from psnc.masking import secret_texts
@@ -85,6 +86,11 @@ class Run:
     def hostname(self) -> str:
         """The name of this machine."""
         return socket.gethostname()
+
+    @cached_property
+    def code(self) -> CodeVersion:
+        """What the code of the stages was as the run began; workers have it from the driver."""
+        return code_version(self.pipeline)
 
     @cached_property
     def secrets(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import attrs
 
 from psnc.backend import Backend
+from psnc.code_change import OnCodeChange, answer_code_change, require_on_code_change
 from psnc.dispatcher import Dispatcher
 from psnc.errors import (
     BackendError,
@@ -48,6 +49,7 @@ def run_pipeline(
     max_failures: int | None = None,
     grace: float | None = None,
     on_error: Literal["continue", "raise"] = "continue",
+    on_code_change: OnCodeChange = "warn",
     progress: bool | None = None,
     **backend_options: Any,
 ) -> list[list[str]]:
@@ -88,6 +90,9 @@ def run_pipeline(
         default as long as they take.
     on_error : {"continue", "raise"}
         Whether a failing index leaves the others alone, or ends the run.
+    on_code_change : {"warn", "error", "rerun", "ignore"}
+        What to do if a stage's code is another than it was as completed indices ran: say so, raise
+        :class:`psnc.CodeChangedError`, run them again, or nothing.
     progress : bool, optional
         Show progress on standard error; by default if that is a terminal.
     **backend_options
@@ -122,6 +127,7 @@ def run_pipeline(
         max_failures=max_failures,
         grace=grace,
         on_error=on_error,
+        on_code_change=on_code_change,
         progress=progress,
         backend_options=backend_options,
     )
@@ -153,6 +159,7 @@ class Session:
         max_failures: int | None = None,
         grace: float | None = None,
         on_error: Literal["continue", "raise"] = "continue",
+        on_code_change: OnCodeChange = "warn",
         progress: bool | None = None,
         backend_options: dict[str, Any] | None = None,
     ) -> None:
@@ -165,12 +172,14 @@ class Session:
             raise PipelineError(f"on_error={on_error!r}: choose 'continue' or 'raise'")
         pipeline.require_sink()
         _require_limits(timeout, max_failures, grace)
+        require_on_code_change(on_code_change)
         self.plugins = plugin_manager()
         self._policy = policy or RetryPolicy()
         self._timeout = timeout
         self._max_failures = max_failures
         self._grace = grace
         self._on_error = on_error
+        self._on_code_change = on_code_change
         if backend is None and timeout is not None:
             backend = "process_pool"
         self._backend = _make_backend(self.plugins, backend, n_jobs, backend_options or {})
@@ -242,6 +251,10 @@ class Session:
     # --- during -------------------------------------------------------------------------------
 
     def _drive(self) -> None:
+        store = self.run_state.store
+        if store is not None:
+            answer = self._on_code_change
+            answer_code_change(store, self.run_state.code, self._requested, answer)
         try:
             # First, and also if nothing is left to run: a sink may know that what is recorded as
             # completed does not stand any more.

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from psnc.code_versions import CodeVersion, parsed_versions
+from psnc.errors import StoreError
 from psnc.group_commit import GroupCommitStore
 from psnc.store import Counts, IndexRow, RunRow, StageTotal
 
@@ -115,6 +117,31 @@ class SQLStore(GroupCommitStore):
         rows = self._ask("SELECT idx, measurements", f"{_COMPLETED} AND measurements IS NOT NULL")
         each = ((row[0], json.loads(row[1]).get("index_name")) for row in rows)
         return {index: name for index, name in each if name is not None}
+
+    def code_versions(self) -> dict[str, CodeVersion]:
+        """Return what the code of the stages was, by its digest."""
+        column = self.column("pipeline_runs", "code_versions")
+        rows = self._ask(f"SELECT {column}", "FROM {schema}.pipeline_runs WHERE run_id = ?")
+        try:
+            return parsed_versions(rows[0][0] if rows else None)
+        except ValueError as error:
+            raise StoreError(
+                f"{self.place}: code_versions of run {self.run_id} is not as it was written: "
+                "restore a copy"
+            ) from error
+
+    def completed_by_code(self) -> dict[str, int]:
+        """Return how many completed indices there are of each digest of the code."""
+        column = self.column("index_results", "code_digest")
+        rows = self._ask(f"SELECT {column}, count(*)", f"{_COMPLETED} GROUP BY 1")
+        return {digest: count for digest, count in rows if digest is not None}
+
+    def indices_of_code(self, code_digest: str) -> list[int]:
+        """Return the completed indices that ran with such code."""
+        rows = self._ask(
+            "SELECT idx", f"{_COMPLETED} AND code_digest = ? ORDER BY idx", code_digest
+        )
+        return [row[0] for row in rows]
 
     def failed_indices(self) -> dict[int, str]:
         """Return the failed indices with their error messages."""

@@ -18,6 +18,7 @@ from psnc.errors import PluginError, StoreError
 from psnc.records import IndexRecord, WorkerInfo
 
 if TYPE_CHECKING:
+    from psnc.code_versions import CodeVersion
     from psnc.run import Run
 
 __all__ = [
@@ -170,6 +171,11 @@ class CheckpointStore(ABC):
         except StoreError as error:
             print(f"psnc: {error}", file=sys.stderr)
 
+    def reset_indices(self, indices: Iterable[int]) -> None:
+        """Forget indices."""
+        for index in indices:
+            self.reset_index(index)
+
     # --- questions ----------------------------------------------------------------------------
 
     @abstractmethod
@@ -183,6 +189,22 @@ class CheckpointStore(ABC):
         measurements returns nothing, and no resumed run is kept from taking one index for another.
         """
         return {}
+
+    def code_versions(self) -> dict[str, CodeVersion]:
+        """Return what the code of the stages was, by its digest, in all that is recorded.
+
+        The digest is ``code_digest`` of the record. A store that keeps none returns nothing, and no
+        resumed run says that the code has changed.
+        """
+        return {}
+
+    def completed_by_code(self) -> dict[str, int]:
+        """Return how many completed indices there are of each digest of the code."""
+        return {}
+
+    def indices_of_code(self, code_digest: str) -> list[int]:
+        """Return the completed indices that ran with such code."""
+        return []
 
     @abstractmethod
     def completed_indices(self) -> set[int]:

@@ -8,7 +8,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -22,6 +22,7 @@ from psnc.cli.options import (
     plugin_option,
 )
 from psnc.cli.places import at_place, recorded, refuse_several_places
+from psnc.code_change import OnCodeChange
 from psnc.errors import (
     IndexRangeError,
     PipelineError,
@@ -174,6 +175,12 @@ def _click_type(kind: type) -> Any:
 @click.option(
     "--grace", type=float, metavar="SECONDS", help="For indices at work after Ctrl-C or SIGTERM."
 )
+@click.option(
+    "--on-code-change",
+    type=click.Choice(get_args(OnCodeChange)),
+    default="warn",
+    help="If a stage's code is not what completed indices ran with.  [default: warn]",
+)
 @click.option("--no-gather", is_flag=True, help="Leave what filters added up where it is.")
 @plugin_option
 @click.option("--strict-plugins", is_flag=True, help="Fail the run if a plugin's hook raises.")
@@ -204,6 +211,7 @@ def run(
     timeout: float | None,
     max_failures: int | None,
     grace: float | None,
+    on_code_change: OnCodeChange,
     no_gather: bool,
     plugins: tuple[str, ...],
     strict_plugins: bool,
@@ -242,6 +250,7 @@ def run(
         timeout=timeout,
         max_failures=max_failures,
         grace=grace,
+        on_code_change=on_code_change,
         progress=not no_progress,
     )
     try:

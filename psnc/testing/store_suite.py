@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import attrs
 import pytest
 
+from psnc.code_versions import code_version
 from psnc.config import Config
 from psnc.errors import StoreError
 from psnc.manager import PluginManager, activated
@@ -85,10 +86,13 @@ class StoreSuite:
         file names one run, and pipelines that are told to begin afresh share it.
     plugins : tuple of str
         Plugins to load besides the installed ones, as ``-p`` takes them.
+    keeps_code : bool
+        Whether the store keeps which code each index ran with.
     """
 
     holds_many_runs: ClassVar[bool] = True
     plugins: ClassVar[tuple[str, ...]] = ()
+    keeps_code: ClassVar[bool] = True
 
     # --- fixtures -----------------------------------------------------------------------------
 
@@ -333,6 +337,22 @@ class StoreSuite:
         store.reset_index(5)
         store.record(completed(5))
         assert attempts() == [1, 1]
+
+    def test_which_code_ran_is_recorded(
+        self, pipeline: Pipeline[Any], store: CheckpointStore, other: CheckpointStore
+    ) -> None:
+        if not self.keeps_code:
+            assert (store.code_versions(), store.completed_by_code()) == ({}, {})
+            return
+        own = code_version(pipeline)
+        assert store.code_versions() == {own.digest: own}
+        for index, digest in ((5, own.digest), (3, own.digest), (4, "0" * 16), (6, None)):
+            store.record(attrs.evolve(completed(index), code_digest=digest))
+        store.record(attrs.evolve(failed(7), code_digest=own.digest))
+        store.flush()
+        assert other.completed_by_code() == {own.digest: 2, "0" * 16: 1}
+        assert other.indices_of_code(own.digest) == [3, 5]
+        assert other.indices_of_code("f" * 16) == []
 
     def test_an_index_of_which_little_is_known_is_recorded(
         self, store: CheckpointStore, other: CheckpointStore

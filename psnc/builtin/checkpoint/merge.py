@@ -16,6 +16,7 @@ from psnc.builtin.checkpoint.connection import DATABASE_ERRORS, open_to_look, ra
 from psnc.builtin.checkpoint.indices import StoredIndex, result_of, snapshot, stored_indices
 from psnc.builtin.checkpoint.new_file import new_database, refuse_existing
 from psnc.builtin.checkpoint.transfer import insert_index, insert_rows, remove_index, rows_of
+from psnc.code_versions import united
 from psnc.errors import StoreError
 
 __all__ = ["Merged", "Prefer", "merge"]
@@ -148,17 +149,22 @@ class _Merger:
         del row["run_id"]
         find = "SELECT run_id FROM pipeline_runs WHERE config_hash = ?"
         known = self.new.execute(find, (row["config_hash"],)).fetchone()
+        row["claims"] = None
         if known is None:
             insert_rows(self.new, "pipeline_runs", [row])
             known = self.new.execute(find, (row["config_hash"],)).fetchone()
         run_id: int = known[0]
         # The source may have grown between the shards' runs.
+        ((versions,),) = self.new.execute(
+            "SELECT code_versions FROM pipeline_runs WHERE run_id = ?", (run_id,)
+        ).fetchall()
         update = """
-            UPDATE pipeline_runs SET
-                total_indices = max(total_indices, ?), started_at = min(started_at, ?)
+            UPDATE pipeline_runs SET total_indices = max(total_indices, ?),
+                started_at = min(started_at, ?), code_versions = ?
             WHERE run_id = ?
         """
-        self.new.execute(update, (row["total_indices"], row["started_at"], run_id))
+        versions = united(versions, row.get("code_versions"))
+        self.new.execute(update, (row["total_indices"], row["started_at"], versions, run_id))
         return run_id
 
     def _take_index(self, stored: StoredIndex, run_id: int) -> None:

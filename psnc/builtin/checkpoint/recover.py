@@ -28,6 +28,7 @@ from psnc.builtin.checkpoint.runs import OwnRun, run_rows
 from psnc.builtin.checkpoint.salvage import salvage_pages
 from psnc.builtin.checkpoint.schema import TABLES
 from psnc.builtin.checkpoint.transfer import insert_index, insert_rows, rows_of
+from psnc.code_versions import are_versions
 from psnc.errors import StoreError
 
 __all__ = ["Recovered", "in_use", "recover"]
@@ -194,6 +195,9 @@ def _rebuild(
 ) -> None:
     rows = run_rows(source, own)
     runs = {run_id: known_run(row) for run_id, row in rows.items()}
+    for row in rows.values():
+        if not are_versions(row.get("code_versions")):
+            row["code_versions"] = None
     insert_rows(new, "pipeline_runs", rows.values())
     if not runs:
         raise _nothing_known(path, source)
