@@ -10,6 +10,7 @@ from typing import ClassVar
 __all__ = [
     "BackendError",
     "ConfigurationError",
+    "DriverConflictError",
     "IndexRangeError",
     "IndexTimeoutError",
     "OutputError",
@@ -83,6 +84,10 @@ class StoreError(PsncError):
     """The checkpoint store cannot be opened, read or written."""
 
     exit_code = 3
+
+
+class DriverConflictError(StoreError):
+    """Another driver is at work on the same indices of the same run, or has taken them over."""
 
 
 class WorkerDiedError(PsncError):

@@ -16,6 +16,8 @@ from psnc.builtin.checkpoint.connection import DATABASE_ERRORS, open_to_look
 from psnc.builtin.checkpoint.identity import identity_of
 from psnc.builtin.checkpoint.indices import known_runs, problem_of, snapshot, stored_indices
 from psnc.builtin.checkpoint.schema import APPLICATION_ID, SCHEMA_VERSION
+from psnc.builtin.checkpoint.transfer import rows_of
+from psnc.claims import claims_in
 from psnc.errors import StoreError
 
 __all__ = ["Finding", "check", "refuse_findings"]
@@ -127,6 +129,11 @@ def _runs(connection: sqlite3.Connection) -> Iterator[Finding]:
     for run_id, known in known_runs(connection):
         if known is None:
             yield Finding("run", f"run {run_id}: its configuration has another hash than recorded")
+    for row in rows_of(connection, "pipeline_runs"):
+        try:
+            claims_in(row.get("claims"))
+        except ValueError:
+            yield Finding("run", f"run {row['run_id']}: what drivers claim of it cannot be read")
 
 
 def _indices(connection: sqlite3.Connection) -> Iterator[Finding]:

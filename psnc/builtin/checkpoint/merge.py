@@ -15,7 +15,13 @@ from psnc.builtin.checkpoint.check import refuse_findings
 from psnc.builtin.checkpoint.connection import DATABASE_ERRORS, open_to_look, raise_store_error
 from psnc.builtin.checkpoint.indices import StoredIndex, result_of, snapshot, stored_indices
 from psnc.builtin.checkpoint.new_file import new_database, refuse_existing
-from psnc.builtin.checkpoint.transfer import insert_index, insert_rows, remove_index, rows_of
+from psnc.builtin.checkpoint.transfer import (
+    insert_index,
+    insert_rows,
+    remove_index,
+    rows_of,
+    run_rows_of,
+)
 from psnc.errors import StoreError
 
 __all__ = ["Merged", "Prefer", "merge"]
@@ -114,7 +120,7 @@ class _Merger:
                 "CREATE TEMP TABLE origins (run_id, idx, place, PRIMARY KEY (run_id, idx))"
             )
         self.paths.append(path)
-        runs = {row["run_id"]: self._run(row) for row in rows_of(source, "pipeline_runs")}
+        runs = {row["run_id"]: self._run(row) for row in run_rows_of(source)}
         for stored in stored_indices(source):
             self._take_index(stored, runs[stored.run_id])
         self._take_logs(source, runs)
