@@ -85,6 +85,9 @@ class Dispatcher:
     on_retry : callable
         Told of each failed attempt that is to have another: its record, its number and the seconds
         until the next.
+    on_wake : callable
+        Called before anything is submitted, and at least twice a second while batches run. What it
+        raises ends the run.
 
     Attributes
     ----------
@@ -99,6 +102,7 @@ class Dispatcher:
         groups: Sequence[tuple[int, ...]],
         policy: RetryPolicy,
         on_retry: Callable[[IndexRecord, int, float], None],
+        on_wake: Callable[[], None],
     ) -> None:
         self._backend = backend
         self._task = task
@@ -106,6 +110,7 @@ class Dispatcher:
         self._left = sum(len(group) for group in groups)
         self._policy = policy
         self._on_retry = on_retry
+        self._on_wake = on_wake
         self._ready: deque[_Flight] = deque()
         self._waiting: list[tuple[float, int, _Flight]] = []
         self._order = count()
@@ -152,6 +157,7 @@ class Dispatcher:
         return wait(self._running, seconds, return_when=FIRST_COMPLETED).done
 
     def _dispatch(self) -> None:
+        self._on_wake()
         while not self._stopping and len(self._running) < self._capacity():
             if self._waiting and self._waiting[0][0] <= time.monotonic():
                 self._submit(heapq.heappop(self._waiting)[2])

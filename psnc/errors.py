@@ -11,6 +11,7 @@ __all__ = [
     "BackendError",
     "CodeChangedError",
     "ConfigurationError",
+    "DriverConflictError",
     "IndexRangeError",
     "IndexTimeoutError",
     "OutputError",
@@ -88,6 +89,10 @@ class StoreError(PsncError):
     """The checkpoint store cannot be opened, read or written."""
 
     exit_code = 3
+
+
+class DriverConflictError(StoreError):
+    """Another driver is at work on the same indices of the same run, or has taken them over."""
 
 
 class WorkerDiedError(PsncError):

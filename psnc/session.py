@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
 from typing import Any, Literal
 
 import attrs
 
 from psnc.backend import Backend
+from psnc.claims import ALL
 from psnc.code_change import OnCodeChange, answer_code_change, require_on_code_change
 from psnc.dispatcher import Dispatcher
+from psnc.driver_claim import DriverClaim
 from psnc.errors import (
     BackendError,
     PipelineError,
@@ -21,6 +24,7 @@ from psnc.errors import (
     StoreError,
     TooManyFailuresError,
 )
+from psnc.index_ranges import ranges_text
 from psnc.interruption import interruptible
 from psnc.manager import PluginManager, plugin_manager
 from psnc.partition import partition
@@ -28,6 +32,7 @@ from psnc.pipeline import Pipeline
 from psnc.records import IndexRecord, RunSummary
 from psnc.retries import RetryPolicy
 from psnc.run import Run, adopt
+from psnc.shards import Shard
 from psnc.store import shown_url
 from psnc.worker import BatchResult, WorkerTask
 
@@ -51,6 +56,7 @@ def run_pipeline(
     on_error: Literal["continue", "raise"] = "continue",
     on_code_change: OnCodeChange = "warn",
     progress: bool | None = None,
+    shard: str | tuple[int, int] | None = None,
     **backend_options: Any,
 ) -> list[list[str]]:
     """Run a pipeline over many indices.
@@ -95,18 +101,25 @@ def run_pipeline(
         :class:`psnc.CodeChangedError`, run them again, or nothing.
     progress : bool, optional
         Show progress on standard error; by default if that is a terminal.
+    shard : str or tuple of int, optional
+        Only a part of ``indices``, for several drivers that share them: ``"3/16"`` or ``(3, 16)``
+        for the third of sixteen. The parts are as equal as possible, and part no indices that
+        belong together.
     **backend_options
         What the backend takes besides.
 
     Returns
     -------
     list of list of str
-        The sink's output paths in the order of ``indices``; empty for an index that failed.
+        The sink's output paths in the order of ``indices``, or of those in the shard; empty for an
+        index that failed.
 
     Raises
     ------
     PsncError
         If the run cannot start, or cannot be recorded.
+    DriverConflictError
+        If another driver is at work on some of the indices, or has taken them over.
     TooManyFailuresError
         After ``max_failures``, once the indices at work have ended.
     KeyboardInterrupt
@@ -129,6 +142,7 @@ def run_pipeline(
         on_error=on_error,
         on_code_change=on_code_change,
         progress=progress,
+        shard=shard,
         backend_options=backend_options,
     )
     session.run()
@@ -161,6 +175,7 @@ class Session:
         on_error: Literal["continue", "raise"] = "continue",
         on_code_change: OnCodeChange = "warn",
         progress: bool | None = None,
+        shard: str | tuple[int, int] | None = None,
         backend_options: dict[str, Any] | None = None,
     ) -> None:
         if not isinstance(pipeline, Pipeline):
@@ -189,7 +204,9 @@ class Session:
                 ": choose 'process_pool', or give no timeout"
             )
         # Before anything is made: what is asked for may not exist.
-        self._requested = _normalised(pipeline, indices)
+        self._asked_for = _normalised(pipeline, indices)
+        self._requested = _in_shard(pipeline, self._asked_for, shard)
+        self._claimed = ALL if indices is shard is None else _ranges_of(self._requested)
         self.run_state = _begin(pipeline, self.plugins, resume, db_dir, store)
         self.run_state.show_progress = progress
         self.pipeline = self.run_state.pipeline
@@ -205,14 +222,13 @@ class Session:
 
     def run(self) -> RunSummary:
         """Run what is not completed, and return how it went."""
-        self.run_state.in_session = True
-        started = perf_counter()
-        interrupted = True
+        run = self.run_state
+        run.in_session = True
         try:
-            self._drive()
-            interrupted = False
+            with self._claiming() as claim:
+                self._run_claimed(claim)
         finally:
-            self._finish(started, interrupted)
+            run.in_session = False
         assert self.summary is not None
         if self._has_failed_too_often():
             raise TooManyFailuresError(
@@ -233,7 +249,23 @@ class Session:
         """Return output paths in the order in which the indices were asked for."""
         return [self._outputs.get(index, []) for index in self._requested]
 
+    def left_of_all_shards(self) -> int:
+        """Return how many indices are not completed of those asked for, whatever the shard."""
+        store = self.run_state.store
+        completed = self._outputs.keys() if store is None else store.completed_indices()
+        return len(set(self._asked_for) - completed)
+
     # --- before -------------------------------------------------------------------------------
+
+    def _claiming(self) -> AbstractContextManager[DriverClaim | None]:
+        run = self.run_state
+        if run.store is None:
+            return nullcontext()
+        # Not every store can tell.
+        run_id = getattr(run.store, "run_id", None)
+        of_place = f"of {shown_url(self.pipeline.store_url)}"
+        run_name = f"the run {of_place}" if run_id is None else f"run {run_id} {of_place}"
+        return DriverClaim(run.store, run.invocation_id, self._claimed, run_name)
 
     def _take_completed(self) -> list[int]:
         """Take earlier results over, and return the distinct indices that are left to run."""
@@ -250,7 +282,16 @@ class Session:
 
     # --- during -------------------------------------------------------------------------------
 
-    def _drive(self) -> None:
+    def _run_claimed(self, claim: DriverClaim | None) -> None:
+        started = perf_counter()
+        interrupted = True
+        try:
+            self._drive(claim)
+            interrupted = False
+        finally:
+            self._finish(started, interrupted)
+
+    def _drive(self, claim: DriverClaim | None) -> None:
         store = self.run_state.store
         if store is not None:
             answer = self._on_code_change
@@ -278,13 +319,18 @@ class Session:
             group_ends=_ends_of(groups),
         )
         try:
-            self._run_batches(task, groups)
+            self._run_batches(task, groups, claim)
         finally:
             task.remove_shared_directory()
 
-    def _run_batches(self, task: WorkerTask, groups: list[tuple[int, ...]]) -> None:
+    def _run_batches(
+        self, task: WorkerTask, groups: list[tuple[int, ...]], claim: DriverClaim | None
+    ) -> None:
         self._backend.start(task)
-        dispatcher = Dispatcher(self._backend, task, groups, self._policy, self._take_retry)
+        on_wake = _nothing if claim is None else claim.require
+        dispatcher = Dispatcher(
+            self._backend, task, groups, self._policy, self._take_retry, on_wake
+        )
         self._quarantined = dispatcher.quarantined
         try:
             with interruptible(dispatcher.stop_dispatching, self._grace) as interruption:
@@ -385,6 +431,27 @@ def _normalised(pipeline: Pipeline[Any], indices: Iterable[int] | None) -> list[
     if not isinstance(indices, Iterable):
         raise PipelineError(f"indices={indices!r}: give a list or a range of indices")
     return [pipeline.normalise(index, total) for index in indices]
+
+
+def _in_shard(
+    pipeline: Pipeline[Any], indices: list[int], shard: str | tuple[int, int] | None
+) -> list[int]:
+    if shard is None:
+        return indices
+    own = Shard.of(shard)
+    assert pipeline.sink is not None
+    # Of all, whatever is completed, so that all drivers divide in the same way.
+    distinct = sorted(set(indices))
+    chosen = own.indices(partition(pipeline.source, pipeline.sink, distinct)) if distinct else ()
+    return [index for index in indices if index in chosen]
+
+
+def _ranges_of(indices: Sequence[int]) -> str:
+    return ranges_text(sorted(set(indices)))
+
+
+def _nothing() -> None:
+    pass
 
 
 def _ends_of(groups: Sequence[tuple[int, ...]]) -> frozenset[int] | None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from psnc.claims import Claim, claims_in, claims_text
 from psnc.code_versions import CodeVersion, parsed_versions
 from psnc.errors import StoreError
 from psnc.group_commit import GroupCommitStore
@@ -60,6 +61,40 @@ class SQLStore(GroupCommitStore):
             If the database cannot be written to.
         """
 
+    @abstractmethod
+    def exchange(
+        self,
+        query: str,
+        arguments: tuple[Any, ...],
+        answer: Callable[[list[tuple[Any, ...]]], Sequence[Statement]],
+    ) -> None:
+        """Run a query, and the statements that follow from its rows, in one transaction.
+
+        Two of them never overlap, whoever calls them. What waits in memory may still wait.
+
+        Parameters
+        ----------
+        query : str
+            Asks about the selected run.
+        arguments : tuple
+            Those of the query.
+        answer : callable
+            Returns statements for rows. May be called again, if a transaction is begun again. If it
+            raises, nothing is changed.
+
+        Raises
+        ------
+        StoreError
+            If the database cannot be read or written to.
+        """
+
+    def unreadable_claims(self) -> StoreError:
+        """Return the error of a run whose claims are not as psnc writes them."""
+        return StoreError(
+            f"{self.place}: what drivers claim of run {self.run_id} cannot be read: if none is at "
+            "work, set claims in its row of pipeline_runs to NULL"
+        )
+
     def column(self, table: str, name: str) -> str:
         """Return a column in a query: ``NULL`` where the tables are those of a psnc without it."""
         return name
@@ -81,6 +116,18 @@ class SQLStore(GroupCommitStore):
     def invocation_over(self, invocation_id: str) -> None:
         """Note that no worker of an invocation is at work any more."""
         self.change([(f"{_GO_IDLE} WHERE invocation_id = ?", (invocation_id,))])
+
+    def change_claims(self, change: Callable[[tuple[Claim, ...]], tuple[Claim, ...]]) -> None:
+        """Replace the claims of the run's drivers by what a function makes of them."""
+
+        def answer(rows: list[tuple[Any, ...]]) -> list[Statement]:
+            earlier = self._claims_in(rows)
+            later = change(earlier)
+            if later == earlier:
+                return []
+            return [(_SET_CLAIMS, (claims_text(later), self.run_id))]
+
+        self.exchange(f"SELECT claims {_RUN}", (self.run_id,), answer)
 
     def reset(self) -> None:
         """Forget every index, log entry and worker of the run."""
@@ -169,6 +216,10 @@ class SQLStore(GroupCommitStore):
         """Return the workers table, oldest first."""
         return self._ask_dicts("SELECT *", f"{_WORKERS} ORDER BY started_at, worker_id")
 
+    def claims(self) -> tuple[Claim, ...]:
+        """Return the claims of the run's drivers."""
+        return self._claims_in(self._ask(f"SELECT {self.column('pipeline_runs', 'claims')}", _RUN))
+
     def index_for_path(self, path: str) -> int | None:
         """Return the lowest index that produced an output path."""
         rows = self._ask("SELECT min(idx)", f"{_OUTPUTS} AND path = ?", path)
@@ -215,6 +266,12 @@ class SQLStore(GroupCommitStore):
         # Not by the database, in which text may be sorted as people of some place would.
         return [StageTotal(*row) for row in sorted(self.read(_STAGE_TOTALS, self.run_id)[0])]
 
+    def _claims_in(self, rows: list[tuple[Any, ...]]) -> tuple[Claim, ...]:
+        try:
+            return claims_in(rows[0][0]) if rows else ()
+        except ValueError:
+            raise self.unreadable_claims() from None
+
     def _ask(self, columns: str, tables: str, *arguments: Any) -> list[Any]:
         """Run a query whose first parameter is the selected run."""
         return self.read(f"{columns} {tables}", self.run_id, *arguments)[0]
@@ -231,6 +288,8 @@ def _of_index(tables: str, index: int | None, order: str) -> tuple[Any, ...]:
     return (f"{tables} AND idx = ? ORDER BY {order}", index)
 
 
+_RUN = "FROM {schema}.pipeline_runs WHERE run_id = ?"
+_SET_CLAIMS = "UPDATE {schema}.pipeline_runs SET claims = ? WHERE run_id = ?"
 _RESULTS = "FROM {schema}.index_results WHERE run_id = ?"
 _COMPLETED = f"{_RESULTS} AND status = 'completed'"
 _STAGES = "FROM {schema}.stage_metrics WHERE run_id = ?"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
@@ -18,6 +18,7 @@ from psnc.errors import PluginError, StoreError
 from psnc.records import IndexRecord, WorkerInfo
 
 if TYPE_CHECKING:
+    from psnc.claims import Claim
     from psnc.code_versions import CodeVersion
     from psnc.run import Run
 
@@ -140,6 +141,17 @@ class CheckpointStore(ABC):
     def invocation_over(self, invocation_id: str) -> None:  # noqa: B027  # optional
         """Note that no worker of an invocation is at work any more, however it ended."""
 
+    def change_claims(  # noqa: B027  # optional
+        self, change: Callable[[tuple[Claim, ...]], tuple[Claim, ...]]
+    ) -> None:
+        """Replace the claims of the drivers of the run by what a function makes of them.
+
+        The function is called once or more. What it returned last takes the place of what it was
+        given then, and nobody else changes the claims in between. If it raises, nothing changes.
+        It must not use the store. A store that keeps no claims does not call it, and refuses no
+        second driver.
+        """
+
     @abstractmethod
     def record(self, record: IndexRecord) -> None:
         """Record one index whole or not at all, replacing what was recorded of it.
@@ -221,6 +233,10 @@ class CheckpointStore(ABC):
     @abstractmethod
     def workers(self) -> list[dict[str, Any]]:
         """Return the workers table, oldest first, one dictionary a row."""
+
+    def claims(self) -> tuple[Claim, ...]:
+        """Return the claims of the drivers of the run; a store that keeps none has none."""
+        return ()
 
     @abstractmethod
     def index_for_path(self, path: str) -> int | None:

@@ -31,9 +31,10 @@ def jobs(backend: str) -> int:
 
 
 def write_script(path: Path, source: str) -> Path:
-    """Write a Python script from indented text."""
-    path.write_text(_PRELUDE + textwrap.dedent(source), encoding="utf-8")
-    return path
+    """Write a Python script from indented text; one that was started before reads its own."""
+    draft = path.with_suffix(".draft")
+    draft.write_text(_PRELUDE + textwrap.dedent(source), encoding="utf-8")
+    return draft.replace(path)
 
 
 class Driver:

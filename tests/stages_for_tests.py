@@ -221,3 +221,28 @@ def read_journal(path: str | os.PathLike[str]) -> list[int]:
 def numbers_pipeline(count: int = 4, **fields: Any) -> Pipeline[int]:
     """Return a three-stage pipeline that touches no file but its database."""
     return Pipeline(source=Numbers(count), filters=[Double()], sink=Discard(), **fields)
+
+
+class Held(Filter[int, int]):
+    """Waits for a file ``go``, but only in processes that were started with ``HELD`` set."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+
+    def __call__(self, items: Iterator[int]) -> Iterator[int]:
+        for item in items:
+            if os.environ.get("HELD"):
+                Path(self.directory, f"reached-{item}").touch()
+                wait_until(Path(self.directory, "go").exists, timeout_s=600)
+            yield item
+
+
+def held_pipeline(directory: str | os.PathLike[str], count: int = 10) -> Pipeline[int]:
+    """Return a pipeline that is recorded in one database, whoever makes it."""
+    place = Path(directory)
+    return Pipeline(
+        source=Journal(count, str(place / "journal.txt")),
+        filters=[Held(str(place))],
+        sink=Discard(),
+        db_file=place / "shared.db",
+    )

@@ -629,12 +629,12 @@ def test_two_runs_of_one_configuration_at_once_share_a_database(tmp_path: Path) 
         results.append(run_pipeline(pipeline, indices=indices))
 
     results: list[list[list[str]]] = []
-    threads = [threading.Thread(target=run, args=(r,)) for r in (range(150), range(50, 200))]
+    threads = [threading.Thread(target=run, args=(r,)) for r in (range(90), range(90, 200))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(results) == [out(*range(150)), out(*range(50, 200))]
+    assert sorted(results) == [out(*range(90)), out(*range(90, 200))]
     again = numbers_pipeline(200, resume=True, db_dir=tmp_path)
     assert again.completed_indices == set(range(200))
 

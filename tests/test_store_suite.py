@@ -85,6 +85,18 @@ BROKEN_STORES = """
                 for text, rows in (*rows_of_indices, _log_rows(run_id, records)):
                     connection.executemany(text.replace("INSERT", "INSERT OR REPLACE"), rows)
 
+    class KeepsNoClaims(SQLiteStore):
+        def claims(self):
+            return ()
+
+        def change_claims(self, change):
+            pass
+
+    class ChangesClaimsInTwoTransactions(SQLiteStore):
+        def change_claims(self, change):
+            claims = change(self.claims())
+            super().change_claims(lambda later: claims)
+
     STORES = {each.__name__.lower(): each for each in SQLiteStore.__subclasses__()}
 
     @hookimpl
@@ -103,6 +115,7 @@ TESTS_OF_BROKEN_STORES = """
     def suite_for(name):
         class Suite(StoreSuite):
             holds_many_runs = False
+            keeps_claims = name != "keepsnoclaims"
             plugins = ("broken_stores",)
 
             @pytest.fixture
@@ -149,12 +162,25 @@ NOTICED: dict[str, set[str]] = {
         "eight_threads_at_once_lose_nothing",
     },
     "CountsEverything": {"counts_are_of_the_indices_below_the_total"},
-    "ForgetsTooMuch": {"reset_forgets_everything_of_the_run"},
+    "ForgetsTooMuch": {
+        "reset_forgets_everything_of_the_run",
+        "each_run_has_claims_of_its_own_which_a_reset_keeps",
+    },
     "RecordsInTwoTransactions": {
         "an_index_that_another_process_records_is_there_whole_or_not_at_all"
     },
+    "ChangesClaimsInTwoTransactions": {"no_change_of_claims_is_lost"},
+    # To keep them is optional.
+    "KeepsNoClaims": set(),
 }
-EXACTLY = {"ForgetsLogs", "LetsErrorsWin", "CountsEverything", "ForgetsTooMuch"}
+EXACTLY = {
+    "ForgetsLogs",
+    "LetsErrorsWin",
+    "CountsEverything",
+    "ForgetsTooMuch",
+    "ChangesClaimsInTwoTransactions",
+    "KeepsNoClaims",
+}
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,7 @@ def cli(plugins: tuple[str, ...]) -> None:
       0    all is done
       1    some indices failed, or a check found something
       2    something in the input is wrong
-      3    the database cannot be read or written
+      3    the database cannot be read or written, or another driver uses it
       70   a stage or plugin raised where nothing could record it
       74   the output cannot be written, as to a full disk
       130  interrupted by Ctrl-C

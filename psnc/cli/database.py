@@ -10,8 +10,10 @@ from typing import Any
 
 import click
 
+from psnc.claims import Claim, shown_indices
 from psnc.cli.options import debug_option, with_plugins
 from psnc.errors import IndexRangeError, PipelineError, StoreError
+from psnc.processes import Life
 from psnc.store import CheckpointStore, RunRow, open_store, shown_url
 
 __all__ = ["errors", "reset", "status"]
@@ -138,6 +140,17 @@ def _status_of(run: RunRow, store: CheckpointStore) -> dict[str, Any]:
             for worker in store.workers()
             if _is_at_work(worker, store)
         ],
+        "drivers": [_driver_of(claim) for claim in store.claims()],
+    }
+
+
+def _driver_of(claim: Claim) -> dict[str, Any]:
+    return {
+        "pid": claim.pid,
+        "hostname": claim.hostname,
+        "started_at": claim.started_at,
+        "indices": claim.indices,
+        "state": claim.life().value,
     }
 
 
@@ -155,9 +168,21 @@ def _print_status(row: dict[str, Any]) -> None:
         f"{row['remaining']} remaining"
     )
     click.echo(f"  {row['avg_time_ms']:.1f} ms an index, {row['total_elapsed_s']:.1f} s of running")
+    for driver in row["drivers"]:
+        click.echo(f"  {_driver_line(driver)}")
     for worker in row["working"]:
         where = f"process {worker['pid']} on {worker['hostname']}"
         click.echo(f"  index {worker['index']} begun by {where}")
+
+
+def _driver_line(driver: dict[str, Any]) -> str:
+    who = f"process {driver['pid']} on {driver['hostname']}"
+    what = shown_indices(driver["indices"])
+    since = f"{driver['started_at'][:19]} UTC"
+    if driver["state"] == Life.DEAD.value:
+        return f"left by {who}, which is dead: {what}, begun {since}"
+    doubt = ", unless it has died" if driver["state"] == Life.UNKNOWN.value else ""
+    return f"run by {who} since {since}{doubt}: {what}"
 
 
 def _stage_classes(config_json: str) -> list[str]:

@@ -156,6 +156,7 @@ def _click_type(kind: type) -> Any:
 @click.option("--store", metavar="URL", help="Record to this store, such as postgresql://host/db.")
 @click.option("--recover", is_flag=True, help="Salvage the database first if it is damaged.")
 @click.option("--indices", type=IndexRanges(), help="Only these, such as 0-99,200.")
+@click.option("--shard", metavar="K/N", help="Only the K-th of N parts, such as 3/16.")
 @click.option("--retry-failed", is_flag=True, help="Only what failed before; implies --resume.")
 @click.option("--retries", default=0, metavar="N", help="More attempts of an index that fails.")
 @click.option(
@@ -204,6 +205,7 @@ def run(
     store: str | None,
     recover: bool,
     indices: list[range] | None,
+    shard: str | None,
     retry_failed: bool,
     retries: int,
     retry_on: tuple[str, ...],
@@ -231,6 +233,11 @@ def run(
     manager.configure({name: value for name, value in given.items() if value != ()}, **settings)
     install(manager)
     refuse_several_places(db_dir=db_dir, db_file=db_file, store=store)
+    if shard is not None and retry_failed:
+        raise PipelineError(
+            "--shard and --retry-failed: what failed changes while drivers are at work, and each "
+            "would divide another list: give one of them"
+        )
     pipeline = at_place(load_pipeline(target), db_file, store)
     gathers = not no_gather and pipeline.track_metrics and pipeline.has_state
     if gathers:
@@ -252,6 +259,7 @@ def run(
         grace=grace,
         on_code_change=on_code_change,
         progress=not no_progress,
+        shard=shard,
     )
     try:
         summary = session.run()
@@ -271,8 +279,21 @@ def run(
         raise
     _say_done(summary, session.run_state.store)
     if gathers and session.run_state.store is not None:
-        say_gathered(gather(session.pipeline))
+        _gather(session, is_shard=shard is not None)
     sys.exit(1 if summary.failed else 0)
+
+
+def _gather(session: Session, *, is_shard: bool) -> None:
+    # What an early shard put together could replace what the last one did.
+    left = session.left_of_all_shards() if is_shard else 0
+    if left:
+        some = "1 index of all shards is" if left == 1 else f"{left} indices of all shards are"
+        click.echo(
+            f"not gathered: {some} not completed yet (the shard that completes the last one "
+            "gathers, and psnc gather does so at any time)"
+        )
+    else:
+        say_gathered(gather(session.pipeline))
 
 
 def _expanded(ranges: list[range], total: int) -> list[int]:

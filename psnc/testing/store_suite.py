@@ -12,17 +12,21 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import attrs
 import pytest
 
+from psnc import driver_claim
+from psnc.claims import Claim
 from psnc.code_versions import code_version
 from psnc.config import Config
-from psnc.errors import StoreError
+from psnc.errors import DriverConflictError, StoreError
 from psnc.manager import PluginManager, activated
 from psnc.pipeline import Pipeline
+from psnc.processes import own_process
 from psnc.records import ArtifactRecord, IndexRecord, StageRecord, utc_timestamp
 from psnc.run import Run
 from psnc.session import run_pipeline
@@ -35,6 +39,7 @@ from psnc.testing.store_workplace import (
     OpenedStores,
     StoreWorkplace,
     Sum,
+    a_claim,
     a_log,
     a_worker,
     completed,
@@ -47,6 +52,7 @@ from psnc.testing.store_workplace import (
     paths_of,
     record_as_told,
     run_one_by_one,
+    wait_until,
     without_id,
 )
 
@@ -84,6 +90,9 @@ class StoreSuite:
     holds_many_runs : bool
         Whether one URL is the place of many runs, as that of a database server is. The path of a
         file names one run, and pipelines that are told to begin afresh share it.
+    keeps_claims : bool
+        Whether it keeps the claims of drivers, which is optional: one that does not refuses no
+        second driver.
     plugins : tuple of str
         Plugins to load besides the installed ones, as ``-p`` takes them.
     keeps_code : bool
@@ -91,6 +100,7 @@ class StoreSuite:
     """
 
     holds_many_runs: ClassVar[bool] = True
+    keeps_claims: ClassVar[bool] = True
     plugins: ClassVar[tuple[str, ...]] = ()
     keeps_code: ClassVar[bool] = True
 
@@ -814,6 +824,107 @@ class StoreSuite:
         rows = sorted((row["invocation_id"], row["current_index"] or 0) for row in other.workers())
         assert rows == [("a", 0), ("a", 0), ("b", 3)]
 
+    # --- drivers ------------------------------------------------------------------------------
+
+    def _kept(self, *claims: Claim) -> tuple[Claim, ...]:
+        """Return what a store of this kind keeps of claims."""
+        return claims if self.keeps_claims else ()
+
+    def test_claims_are_kept_for_others_to_see(
+        self, store: CheckpointStore, other: CheckpointStore
+    ) -> None:
+        first, second = a_claim("first", beat=2**40), a_claim("second", hostname="Zürich", pid=2)
+        assert store.claims() == ()
+        store.change_claims(lambda claims: (*claims, first))
+        other.change_claims(lambda claims: (*claims, second))
+        assert store.claims() == other.claims() == self._kept(first, second)
+        store.change_claims(lambda claims: claims[1:])
+        assert other.claims() == self._kept(second)
+        other.change_claims(lambda claims: ())
+        assert store.claims() == ()
+
+    def test_a_change_of_claims_that_fails_changes_nothing(
+        self, store: CheckpointStore, other: CheckpointStore
+    ) -> None:
+        def refuse(claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+            raise KeyError(len(claims))
+
+        store.change_claims(lambda claims: (a_claim("first"),))
+        with pytest.raises(KeyError) if self.keeps_claims else contextlib.nullcontext():
+            other.change_claims(refuse)
+        other.change_claims(lambda claims: claims)
+        assert store.claims() == self._kept(a_claim("first"))
+
+    def test_no_change_of_claims_is_lost(
+        self, workplace: StoreWorkplace, pipeline: Pipeline[Any], store: CheckpointStore
+    ) -> None:
+        def add_and_take_away(driver: int) -> None:
+            own = workplace.open(pickle.loads(pickle.dumps(pipeline)), create=False)
+            for turn in range(25):
+                claim = a_claim(f"{driver}-{turn}")
+                gone = a_claim(f"{driver}-{turn - 1}")
+                own.change_claims(partial(_replaced, gone, claim))
+            own.close()
+
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(add_and_take_away, range(4)))
+        assert set(store.claims()) == set(self._kept(*(a_claim(f"{each}-24") for each in range(4))))
+
+    def test_each_run_has_claims_of_its_own_which_a_reset_keeps(
+        self, workplace: StoreWorkplace, store: CheckpointStore
+    ) -> None:
+        another = workplace.open(workplace.pipeline(20))
+        store.change_claims(lambda claims: (a_claim("first"),))
+        assert another.claims() == ()
+        another.change_claims(lambda claims: (a_claim("second"),))
+        store.reset()
+        assert store.claims() == self._kept(a_claim("first"))
+        assert another.claims() == self._kept(a_claim("second"))
+
+    def test_a_second_driver_is_refused_unless_it_runs_other_indices(
+        self, workplace: StoreWorkplace, store: CheckpointStore
+    ) -> None:
+        living = attrs.asdict(own_process())
+        holder = driver_claim.DriverClaim(store, "first", "3-5", "the run")
+        driver_claim.at_work["first"] = holder
+        try:
+            claim = attrs.evolve(a_claim("first", indices="3-5"), **living)
+            store.change_claims(lambda claims: (claim,))
+            with (
+                pytest.raises(DriverConflictError, match=f"process {os.getpid()} on ")
+                if self.keeps_claims
+                else contextlib.nullcontext()
+            ):
+                run_pipeline(workplace.pipeline())
+            run_pipeline(workplace.pipeline(), indices=[0, 1, 2, 6, 7])
+            assert store.claims() == self._kept(claim)
+        finally:
+            del driver_claim.at_work["first"]
+        run_pipeline(workplace.pipeline())
+        assert store.completed_indices() == set(range(10))
+        assert store.claims() == ()
+
+    def test_a_driver_shows_that_it_lives_and_notices_that_it_was_replaced(
+        self, store: CheckpointStore, other: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(driver_claim, "BEAT_S", 0.01)
+
+        def is_replaced() -> bool:
+            try:
+                claim.require()
+            except DriverConflictError:
+                return True
+            return False
+
+        claim = driver_claim.DriverClaim(store, "first", "all", "the run")
+        with contextlib.suppress(DriverConflictError), claim:
+            if not self.keeps_claims:
+                return
+            wait_until(lambda: other.claims()[0].beat > 1)
+            other.change_claims(lambda claims: (a_claim("second"),))
+            wait_until(is_replaced)
+        assert other.claims() == (a_claim("second"),)
+
     # --- closing ------------------------------------------------------------------------------
 
     def test_closing_writes_what_waits(
@@ -1032,3 +1143,7 @@ class StoreSuite:
         here.close()
         process.join()
         return told
+
+
+def _replaced(gone: Claim, new: Claim, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+    return (*(each for each in claims if each != gone), new)

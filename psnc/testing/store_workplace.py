@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -14,6 +15,7 @@ from typing import Any
 
 import attrs
 
+from psnc.claims import Claim
 from psnc.hookspecs import hookimpl
 from psnc.manager import PluginManager
 from psnc.pipeline import Pipeline
@@ -32,6 +34,7 @@ __all__ = [
     "StoreWorkplace",
     "Sum",
     "TwoPaths",
+    "a_claim",
     "a_log",
     "a_worker",
     "completed",
@@ -44,6 +47,7 @@ __all__ = [
     "paths_of",
     "record_as_told",
     "run_one_by_one",
+    "wait_until",
     "without_id",
 ]
 
@@ -141,6 +145,13 @@ def a_worker(number: int = 0, **fields: Any) -> WorkerInfo:
     )
 
 
+def a_claim(invocation_id: str, **fields: Any) -> Claim:
+    """Return the claim of a driver that nothing else is known of."""
+    known = {"hostname": "there", "pid": 1, "machine": "another", "process_started_at": "17"}
+    began = {"started_at": "2024-05-06T07:08:09.000000+00:00", "beat": 0, "indices": "all"}
+    return Claim(invocation_id=invocation_id, **{**known, **began, **fields})
+
+
 def a_log(message: str, second: int = 0, **fields: Any) -> LogRecord:
     """Return a log entry of a certain second."""
     known = {"level": 30, "level_name": "WARNING", "logger_name": "somewhere"}
@@ -219,6 +230,21 @@ def run_one_by_one(pipeline: Pipeline[Any], indices: Iterable[int], told: Connec
     for index in indices:
         pipeline[index]
         told.send(index)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Return once a condition holds.
+
+    Raises
+    ------
+    AssertionError
+        If it does not within two minutes.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"nothing came of it in {_PATIENCE_S} s")
+        time.sleep(0.01)
 
 
 LARGE = 4000

@@ -131,6 +131,24 @@ class PostgresStore(SQLStore):
             self.flush()
             self._use("write", change)
 
+    def exchange(
+        self,
+        query: str,
+        arguments: tuple[Any, ...],
+        answer: Callable[[list[tuple[Any, ...]]], Sequence[Statement]],
+    ) -> None:
+        """Run a query, and the statements that follow from its rows, in one transaction."""
+        key = advisory_key(self._at.schema, f"exchange of run {self.run_id}")
+
+        def exchange(connection: Connection) -> None:
+            with transaction(connection, waits_for_disk=self._waits_for_disk):
+                connection.execute("SELECT pg_advisory_xact_lock(%s)", [key])
+                rows = self._execute(connection, query, arguments).fetchall()
+                for text, values in answer(rows):
+                    self._execute(connection, text, values)
+
+        self._use("write", exchange)
+
     # --- the machinery ------------------------------------------------------------------------
 
     def disconnect(self) -> None:

@@ -101,3 +101,10 @@ def wait_until(condition: Any, timeout_s: float = 60.0) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{condition} did not come true in {timeout_s} s")
         time.sleep(0.01)
+
+
+def waiting_pipeline(url: str, directory: str | os.PathLike[str]) -> Pipeline[int]:
+    """Return a pipeline of four indices, the second of which waits for a file ``go``."""
+    place = Path(directory)
+    source = Numbers(4, str(place / "journal"))
+    return Pipeline(source, [WaitFor(str(place), 1)], Discard(), store=url, resume=True)

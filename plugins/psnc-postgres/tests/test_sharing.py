@@ -6,6 +6,8 @@ import gc
 import multiprocessing
 import os
 import pickle
+import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -15,13 +17,24 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 from proxy import Proxy
 from server import Server
-from stages import TESTS, Discard, Log, Numbers, WaitFor, numbers_in, numbers_pipeline, wait_until
+from stages import (
+    TESTS,
+    Discard,
+    Log,
+    Numbers,
+    WaitFor,
+    numbers_in,
+    numbers_pipeline,
+    wait_until,
+    waiting_pipeline,
+)
 
-from psnc import Pipeline, run_pipeline
+from psnc import DriverConflictError, Pipeline, StoreError, run_pipeline
 from psnc.manager import plugin_manager
 from psnc.run import Run, run_of
 from psnc.testing.store_workplace import completed, messages, paths_of
@@ -100,6 +113,56 @@ def test_another_host_sees_what_is_completed_and_runs_the_rest(
     assert pipeline.completed_indices == set(range(200))
 
 
+RUN_A_SHARD = """
+    import sys
+    from stages import numbers_pipeline
+    from psnc import run_pipeline
+    url, journal, shard = sys.argv[1:]
+    print(len(run_pipeline(numbers_pipeline(url, 200, journal, resume=True), shard=shard)))
+"""
+
+
+def test_hosts_run_a_shard_each(store_url: str, query: Query, tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    hosts = [
+        start_python(RUN_A_SHARD, store_url, journal, f"{part}/4", cwd=tmp_path / f"host-{part}")
+        for part in range(1, 5)
+    ]
+    assert [finish(host) for host in hosts] == ["50\n"] * 4
+    assert sorted(numbers_in(journal)) == list(range(200))
+    assert assert_whole(query) == set(range(200))
+    assert query("SELECT run_id, claims FROM pipeline_runs") == [(1, None)]
+
+
+RUN_AND_WAIT = """
+    import sys
+    from stages import waiting_pipeline
+    from psnc import run_pipeline
+    run_pipeline(waiting_pipeline(*sys.argv[1:]), indices=[1, 2, 3])
+"""
+
+
+def test_a_second_host_is_refused_until_the_first_has_ended_or_died(
+    store_url: str, query: Query, tmp_path: Path
+) -> None:
+    first = start_python(RUN_AND_WAIT, store_url, tmp_path, cwd=tmp_path / "first")
+    wait_until((tmp_path / "reached").exists)
+    place = store_url.partition("?")[0]
+    said = rf"^run 1 of {re.escape(place)}.* is being run by process {first.pid} on "
+    with pytest.raises(DriverConflictError, match=said):
+        run_pipeline(waiting_pipeline(store_url, tmp_path))
+    run_pipeline(waiting_pipeline(store_url, tmp_path), indices=[0])
+    # Nobody waits for it, so that it stays as a zombie.
+    os.kill(first.pid, signal.SIGKILL)
+    wait_until(lambda: psutil.Process(first.pid).status() == psutil.STATUS_ZOMBIE)
+    (tmp_path / "go").touch()
+    pipeline = waiting_pipeline(store_url, tmp_path)
+    run_pipeline(pipeline)
+    assert pipeline.completed_indices == {0, 1, 2, 3}
+    assert query("SELECT claims FROM pipeline_runs") == [(None,)]
+    first.communicate()
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_late_worker_finds_the_run_of_its_driver_though_another_has_begun(
     store_url: str, tmp_path: Path, resume: bool
@@ -159,6 +222,18 @@ def test_workers_out_of_reach_send_their_records_home(tmp_path: Path) -> None:
             store.close()
     finally:
         server.close()
+
+
+def test_claims_that_cannot_be_read_are_said_with_a_way_out(
+    store_url: str, query: Query, tmp_path: Path
+) -> None:
+    pipeline = numbers_pipeline(store_url, 4, tmp_path / "journal")
+    run_pipeline(pipeline, indices=[0])
+    query("UPDATE pipeline_runs SET claims = '{'")
+    with pytest.raises(StoreError, match=r"claim of run 1 cannot be read.* to NULL$"):
+        run_pipeline(pipeline)
+    query("UPDATE pipeline_runs SET claims = NULL")
+    assert len(run_pipeline(pipeline)) == 4
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from psnc.builtin.checkpoint.identity import identity_of
 from psnc.builtin.checkpoint.indices import known_runs, problem_of, snapshot, stored_indices
 from psnc.builtin.checkpoint.schema import APPLICATION_ID, SCHEMA_VERSION
 from psnc.builtin.checkpoint.transfer import rows_of
+from psnc.claims import claims_in
 from psnc.code_versions import are_versions
 from psnc.errors import StoreError
 
@@ -133,6 +134,10 @@ def _runs(connection: sqlite3.Connection) -> Iterator[Finding]:
         if not are_versions(row.get("code_versions")):
             what = "code_versions is not as it was written"
             yield Finding("run", f"run {row['run_id']}: {what}")
+        try:
+            claims_in(row.get("claims"))
+        except ValueError:
+            yield Finding("run", f"run {row['run_id']}: what drivers claim of it cannot be read")
 
 
 def _indices(connection: sqlite3.Connection) -> Iterator[Finding]:

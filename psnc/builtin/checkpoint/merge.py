@@ -15,7 +15,13 @@ from psnc.builtin.checkpoint.check import refuse_findings
 from psnc.builtin.checkpoint.connection import DATABASE_ERRORS, open_to_look, raise_store_error
 from psnc.builtin.checkpoint.indices import StoredIndex, result_of, snapshot, stored_indices
 from psnc.builtin.checkpoint.new_file import new_database, refuse_existing
-from psnc.builtin.checkpoint.transfer import insert_index, insert_rows, remove_index, rows_of
+from psnc.builtin.checkpoint.transfer import (
+    insert_index,
+    insert_rows,
+    remove_index,
+    rows_of,
+    run_rows_of,
+)
 from psnc.code_versions import united
 from psnc.errors import StoreError
 
@@ -115,7 +121,7 @@ class _Merger:
                 "CREATE TEMP TABLE origins (run_id, idx, place, PRIMARY KEY (run_id, idx))"
             )
         self.paths.append(path)
-        runs = {row["run_id"]: self._run(row) for row in rows_of(source, "pipeline_runs")}
+        runs = {row["run_id"]: self._run(row) for row in run_rows_of(source)}
         for stored in stored_indices(source):
             self._take_index(stored, runs[stored.run_id])
         self._take_logs(source, runs)
@@ -149,7 +155,6 @@ class _Merger:
         del row["run_id"]
         find = "SELECT run_id FROM pipeline_runs WHERE config_hash = ?"
         known = self.new.execute(find, (row["config_hash"],)).fetchone()
-        row["claims"] = None
         if known is None:
             insert_rows(self.new, "pipeline_runs", [row])
             known = self.new.execute(find, (row["config_hash"],)).fetchone()

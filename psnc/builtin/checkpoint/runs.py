@@ -11,7 +11,7 @@ from typing import Any
 from attrs import frozen
 
 from psnc.builtin.checkpoint.indices import known_run
-from psnc.builtin.checkpoint.transfer import rows_of
+from psnc.builtin.checkpoint.transfer import run_rows_of
 
 __all__ = ["RUN_HASHES", "OwnRun", "run_rows"]
 
@@ -41,7 +41,7 @@ def run_rows(source: sqlite3.Connection, own: OwnRun | None) -> dict[int, dict[s
         Its configuration takes the place of one that is damaged, if the hash says that they are
         the same.
     """
-    rows = list(rows_of(source, "pipeline_runs"))
+    rows = list(run_rows_of(source))
     if own is not None:
         rows = [_mended(row, own) for row in rows]
         rows.extend(_lost(source, rows, own))

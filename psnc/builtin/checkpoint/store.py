@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,16 +127,22 @@ class SQLiteStore(VerifiedStore):
         """Write what waits, then run statements in one transaction; one writes at a time anyhow."""
         with self.gate:
             self.flush()
-            connection = self._connection()
-            try:
-                with Transaction(connection):
-                    for text, arguments in statements:
-                        connection.execute(*_in_sqlite(text, arguments))
-            except DATABASE_ERRORS as error:
-                raise_store_error(self.path, "write", error)
-            except BaseException:
-                roll_back(connection)
-                raise
+            self._transact(lambda connection: _execute_all(connection, statements))
+
+    def exchange(
+        self,
+        query: str,
+        arguments: tuple[Any, ...],
+        answer: Callable[[list[tuple[Any, ...]]], Sequence[Statement]],
+    ) -> None:
+        """Run a query, and the statements that follow from its rows, in one transaction."""
+
+        def exchange(connection: sqlite3.Connection) -> None:
+            rows = connection.execute(*_in_sqlite(query, arguments)).fetchall()
+            _execute_all(connection, answer(rows))
+
+        with self.gate:
+            self._transact(exchange)
 
     # --- the machinery ------------------------------------------------------------------------
 
@@ -154,6 +160,17 @@ class SQLiteStore(VerifiedStore):
         """Close every thread's connection."""
         for each in list(self._connections):
             each.close()
+
+    def _transact(self, task: Callable[[sqlite3.Connection], None]) -> None:
+        connection = self._connection()
+        try:
+            with Transaction(connection):
+                task(connection)
+        except DATABASE_ERRORS as error:
+            raise_store_error(self.path, "write", error)
+        except BaseException:
+            roll_back(connection)
+            raise
 
     def _connection(self) -> sqlite3.Connection:
         self.refuse_if_closed()
@@ -212,6 +229,11 @@ _stores: WeakSet[SQLiteStore] = WeakSet()
 def is_open_here(path: Path) -> bool:
     """Tell whether a store of this process has a database open."""
     return any(store.path == path and store.is_open for store in list(_stores))
+
+
+def _execute_all(connection: sqlite3.Connection, statements: Sequence[Statement]) -> None:
+    for text, arguments in statements:
+        connection.execute(*_in_sqlite(text, arguments))
 
 
 def _in_sqlite(text: str, arguments: tuple[Any, ...]) -> tuple[str, tuple[Any, ...]]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from psnc.builtin.checkpoint.checksums import details_checksum, result_checksum
 from psnc.builtin.checkpoint.indices import DETAILS, FIGURES, StoredIndex, result_of
 from psnc.builtin.checkpoint.schema import columns_of, table_columns
 
-__all__ = ["insert_index", "insert_rows", "remove_index", "rows_of"]
+__all__ = ["insert_index", "insert_rows", "remove_index", "rows_of", "run_rows_of"]
 
 
 def rows_of(
@@ -23,6 +23,13 @@ def rows_of(
     condition, arguments = ("", ()) if run_id is None else (" WHERE run_id = ?", (run_id,))
     query = f"SELECT {', '.join(names)} FROM {table} NOT INDEXED{condition}{order}"
     return (dict(zip(names, row, strict=True)) for row in connection.execute(query, arguments))
+
+
+def run_rows_of(connection: sqlite3.Connection) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the runs, without the claims of those who are at work on that database."""
+    for row in rows_of(connection, "pipeline_runs"):
+        row.pop("claims", None)
+        yield row
 
 
 def insert_rows(

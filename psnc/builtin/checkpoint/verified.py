@@ -125,6 +125,10 @@ class VerifiedStore(SQLStore):
             if run_id is not None and run_id not in runs:
                 raise damaged(self.path, f"there are results of run {run_id}, which is missing")
 
+    def unreadable_claims(self) -> StoreError:
+        """Return the error of a database with claims that are not as psnc writes them."""
+        return damaged(self.path, f"what drivers claim of run {self.run_id} cannot be read")
+
     def column(self, table: str, name: str) -> str:
         """Return a column, or ``NULL`` where an earlier psnc made the table."""
         there = self._columns.get(table)
