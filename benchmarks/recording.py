@@ -117,12 +117,13 @@ def _write_rows(connection: sqlite3.Connection, index: int) -> None:
     now = "2026-01-01T00:00:00.000000+00:00"
     connection.execute("BEGIN IMMEDIATE")
     figures = (now, 9999, 2**25, None, None, WORKER, None)
-    result = (index, 1, "completed", json.dumps(paths), *figures, 2**31, 2**31)
-    connection.execute("INSERT INTO index_results VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", result)
+    result = (index, 1, "completed", json.dumps(paths), *figures, 2**31, 2**31, 1, None)
+    connection.execute(f"INSERT INTO index_results VALUES ({','.join('?' * 15)})", result)
     names = ("Numbers", "Double", "Nowhere")
     stages = [(index, 1, order, name, 1000) for order, name in enumerate(names)]
     connection.executemany("INSERT INTO stage_metrics VALUES (?,?,?,?,?)", stages)
-    connection.execute("INSERT INTO output_files VALUES (?,?,?,?)", (paths[0], index, 1, 0))
+    output = (paths[0], index, 1, 0, 1000, None)
+    connection.execute("INSERT INTO output_files VALUES (?,?,?,?,?,?)", output)
     worker = (WORKER, 1, 12345, HOST, now, now, None, index, INVOCATION)
     connection.execute("INSERT OR REPLACE INTO workers VALUES (?,?,?,?,?,?,?,?,?)", worker)
     connection.execute("COMMIT")

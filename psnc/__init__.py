@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from psnc.session import run_pipeline
     from psnc.sources import FilesSource, SequenceSource, as_source
     from psnc.stages import Filter, Param, Sink, Source, StatefulFilter
-    from psnc.store import CheckpointStore, Counts, IndexRow, RunRow, StageTotal
+    from psnc.store import CheckpointStore, Counts, IndexRow, RecordedFile, RunRow, StageTotal
     from psnc.worker import BatchResult, WorkerTask
 
 _HOMES = {
@@ -89,6 +89,7 @@ _HOMES = {
     "PluginError": "errors",
     "PluginManager": "manager",
     "PsncError": "errors",
+    "RecordedFile": "store",
     "RunTerminated": "errors",
     "Run": "run",
     "RunRow": "store",
@@ -155,6 +156,7 @@ __all__ = [
     "PluginError",
     "PluginManager",
     "PsncError",
+    "RecordedFile",
     "Run",
     "RunRow",
     "RunSummary",

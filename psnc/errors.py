@@ -64,7 +64,7 @@ class IndexRangeError(PsncError, IndexError):
 
 
 class OutputError(PsncError, OSError):
-    """A file or directory cannot be written."""
+    """A file or directory cannot be written, or an output not be read to verify it."""
 
     exit_code = 74
 

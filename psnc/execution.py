@@ -20,10 +20,12 @@ from attrs import define, evolve, field
 from psnc.atomic import atomic_path
 from psnc.errors import INTERRUPTS, StageError
 from psnc.masking import masked
+from psnc.output_facts import facts_to_record
 from psnc.records import (
     ArtifactRecord,
     IndexRecord,
     LogRecord,
+    OutputFacts,
     StageRecord,
     WorkerInfo,
     utc_timestamp,
@@ -270,6 +272,7 @@ def _measured(context: IndexContext) -> tuple[IndexRecord, BaseException | None]
     clocks = _clocks_of(run.pipeline)
     exception: BaseException | None = None
     outputs: list[str] = []
+    facts: tuple[OutputFacts, ...] = ()
     artifacts: list[ArtifactRecord] = []
     name: str | None = None
     started = perf_counter_ns()
@@ -280,6 +283,7 @@ def _measured(context: IndexContext) -> tuple[IndexRecord, BaseException | None]
         for clock, own in zip(clocks[1:-1], own_filters, strict=True):
             clock.stage = own
         outputs = _timed_chain(context, clocks)
+        facts = facts_to_record(clocks[-1].stage, outputs, run.verify)
         artifacts = _flush_stateful(context, clocks)
         # From the source that was read: elsewhere there may be other files meanwhile.
         name = _index_name(run.pipeline.source, context.index)
@@ -287,10 +291,10 @@ def _measured(context: IndexContext) -> tuple[IndexRecord, BaseException | None]
         raise
     except BaseException as error:
         exception = error
-        outputs, artifacts = [], []
+        outputs, facts, artifacts = [], (), []
         _log_failure(context, clocks, error)
     wall_time_ns = perf_counter_ns() - started
-    record = _record_of(context, clocks, wall_time_ns, exception, outputs, artifacts, name)
+    record = _record_of(context, clocks, wall_time_ns, exception, outputs, facts, artifacts, name)
     return record, exception
 
 
@@ -300,6 +304,7 @@ def _record_of(
     wall_time_ns: int,
     exception: BaseException | None,
     outputs: Sequence[str] = (),
+    facts: tuple[OutputFacts, ...] = (),
     artifacts: Sequence[ArtifactRecord] = (),
     name: str | None = None,
 ) -> IndexRecord:
@@ -322,6 +327,7 @@ def _record_of(
         logs=tuple(logs),
         recorded=context.run.store is not None,
         code_digest=context.run.code.digest,
+        output_facts=facts,
     )
 
 

@@ -201,6 +201,9 @@ class RunSummary:
     quarantined : dict of int to int
         Failed indices each of whose last attempts ended its worker process, and how many attempts
         they had.
+    lost_outputs : dict of int to str
+        Indices that an earlier run had completed, and whose outputs ``verify`` found gone or
+        changed, each with the reason. They count among those to be run.
     """
 
     requested: int
@@ -213,3 +216,4 @@ class RunSummary:
     db_path: str | None = None
     retries: int = 0
     quarantined: dict[int, int] = Factory(dict)
+    lost_outputs: dict[int, str] = Factory(dict)

@@ -14,6 +14,7 @@ from psnc.code_versions import CodeVersion, code_version
 from psnc.errors import SourceError, StoreError
 from psnc.manager import PluginManager, active_manager, plugin_manager, take_leave_first
 from psnc.masking import secret_texts
+from psnc.output_facts import VerifyLevel
 from psnc.provenance import text_values
 from psnc.records import WorkerInfo, utc_timestamp
 from psnc.stages import Source
@@ -51,6 +52,8 @@ class Run:
         Whether ``run_pipeline`` drives it, rather than somebody's own ``pipeline[i]``.
     show_progress : bool or None
         What the caller of ``run_pipeline`` wants shown; ``None`` to decide by the terminal.
+    verify : {"exists", "size", "checksum"} or None
+        How outputs of completed indices are verified, which decides what is recorded of new ones.
     closed : bool
         Whether it records no more.
     """
@@ -68,6 +71,7 @@ class Run:
         self.prepared = False
         self.in_session = False
         self.show_progress: bool | None = None
+        self.verify: VerifyLevel | None = None
         self.closed = False
         self._prepare_lock = threading.Lock()
         self._local = threading.local()

@@ -27,6 +27,7 @@ from psnc.errors import (
 from psnc.index_ranges import ranges_text
 from psnc.interruption import interruptible
 from psnc.manager import PluginManager, plugin_manager
+from psnc.output_facts import VerifyLevel
 from psnc.partition import partition
 from psnc.pipeline import Pipeline
 from psnc.records import IndexRecord, RunSummary
@@ -34,6 +35,7 @@ from psnc.retries import RetryPolicy
 from psnc.run import Run, adopt
 from psnc.shards import Shard
 from psnc.store import shown_url
+from psnc.verification import require_level, reset_lost_indices
 from psnc.worker import BatchResult, WorkerTask
 
 __all__ = ["Session", "run_pipeline"]
@@ -53,6 +55,7 @@ def run_pipeline(
     timeout: float | None = None,
     max_failures: int | None = None,
     grace: float | None = None,
+    verify: VerifyLevel | None = None,
     on_error: Literal["continue", "raise"] = "continue",
     on_code_change: OnCodeChange = "warn",
     progress: bool | None = None,
@@ -94,6 +97,10 @@ def run_pipeline(
     grace : float, optional
         Seconds that the indices at work have after a Ctrl-C or SIGTERM, before they are ended. By
         default as long as they take.
+    verify : {"exists", "size", "checksum"}, optional
+        Run completed indices again whose outputs, or whose filters' files, are not there any more;
+        or have another size than was recorded; or another content. Contents are recorded only in
+        runs with ``"checksum"``.
     on_error : {"continue", "raise"}
         Whether a failing index leaves the others alone, or ends the run.
     on_code_change : {"warn", "error", "rerun", "ignore"}
@@ -120,6 +127,8 @@ def run_pipeline(
         If the run cannot start, or cannot be recorded.
     DriverConflictError
         If another driver is at work on some of the indices, or has taken them over.
+    OutputError
+        If an output cannot be read that ``verify`` has to look at.
     TooManyFailuresError
         After ``max_failures``, once the indices at work have ended.
     KeyboardInterrupt
@@ -139,6 +148,7 @@ def run_pipeline(
         timeout=timeout,
         max_failures=max_failures,
         grace=grace,
+        verify=verify,
         on_error=on_error,
         on_code_change=on_code_change,
         progress=progress,
@@ -172,6 +182,7 @@ class Session:
         timeout: float | None = None,
         max_failures: int | None = None,
         grace: float | None = None,
+        verify: VerifyLevel | None = None,
         on_error: Literal["continue", "raise"] = "continue",
         on_code_change: OnCodeChange = "warn",
         progress: bool | None = None,
@@ -188,6 +199,7 @@ class Session:
         pipeline.require_sink()
         _require_limits(timeout, max_failures, grace)
         require_on_code_change(on_code_change)
+        require_level(verify)
         self.plugins = plugin_manager()
         self._policy = policy or RetryPolicy()
         self._timeout = timeout
@@ -209,6 +221,7 @@ class Session:
         self._claimed = ALL if indices is shard is None else _ranges_of(self._requested)
         self.run_state = _begin(pipeline, self.plugins, resume, db_dir, store)
         self.run_state.show_progress = progress
+        self.run_state.verify = verify
         self.pipeline = self.run_state.pipeline
         self._outputs: dict[int, list[str]] = {}
         self._failed: dict[int, str] = {}
@@ -216,6 +229,7 @@ class Session:
         self._cached = 0
         self._retries = 0
         self._quarantined: dict[int, int] = {}
+        self._lost_outputs: dict[int, str] = {}
         self._first_exception: BaseException | None = None
         self._errors_before = self.plugins.errors_told()
         self.summary: RunSummary | None = None
@@ -280,6 +294,18 @@ class Session:
             self._outputs = {i: completed[i] for i in requested if i in completed}
         return left
 
+    def _answer_code_change(self) -> None:
+        run = self.run_state
+        if run.store is not None:
+            answer_code_change(run.store, run.code, self._requested, self._on_code_change)
+
+    def _verify_completed(self) -> None:
+        """Forget those indices whose outputs are gone or changed, if that is asked for."""
+        level = self.run_state.verify
+        if level is not None:
+            requested = sorted(set(self._requested))
+            self._lost_outputs = reset_lost_indices(self.run_state, requested, level)
+
     # --- during -------------------------------------------------------------------------------
 
     def _run_claimed(self, claim: DriverClaim | None) -> None:
@@ -292,11 +318,10 @@ class Session:
             self._finish(started, interrupted)
 
     def _drive(self, claim: DriverClaim | None) -> None:
-        store = self.run_state.store
-        if store is not None:
-            answer = self._on_code_change
-            answer_code_change(store, self.run_state.code, self._requested, answer)
         try:
+            self._answer_code_change()
+            # Before the sink gets ready, which may lay out anew what is gone.
+            self._verify_completed()
             # First, and also if nothing is left to run: a sink may know that what is recorded as
             # completed does not stand any more.
             self.run_state.prepare()
@@ -401,6 +426,7 @@ class Session:
             db_path=shown_url(self.pipeline.store_url) if run.store is not None else None,
             retries=self._retries,
             quarantined=dict(self._quarantined),
+            lost_outputs=self._lost_outputs,
         )
         self.plugins.call_contained("psnc_run_done", run=run, summary=self.summary)
         # Those of psnc_run_done itself too.

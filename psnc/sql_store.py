@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -16,7 +17,8 @@ from psnc.claims import Claim, claims_in, claims_text
 from psnc.code_versions import CodeVersion, parsed_versions
 from psnc.errors import StoreError
 from psnc.group_commit import GroupCommitStore
-from psnc.store import Counts, IndexRow, RunRow, StageTotal
+from psnc.records import OutputFacts
+from psnc.store import Counts, IndexRow, RecordedFile, RunRow, StageTotal
 
 __all__ = ["SQLStore", "Statement"]
 
@@ -142,6 +144,15 @@ class SQLStore(GroupCommitStore):
         delete = "DELETE FROM {{schema}}.{} WHERE run_id = ? AND idx = ?"
         self.change([(delete.format(table), key) for table in INDEX_TABLES], alone=True)
 
+    def reset_indices(self, indices: Sequence[int]) -> None:
+        """Forget several indices and their log entries, so many in a transaction."""
+        for start in range(0, len(indices), _PORTION):
+            portion = indices[start : start + _PORTION]
+            marks = ", ".join("?" * len(portion))
+            delete = f"DELETE FROM {{{{schema}}}}.{{}} WHERE run_id = ? AND idx IN ({marks})"
+            keys = (self.run_id, *portion)
+            self.change([(delete.format(table), keys) for table in INDEX_TABLES], alone=True)
+
     # --- questions ----------------------------------------------------------------------------
 
     def runs(self) -> list[RunRow]:
@@ -158,6 +169,42 @@ class SQLStore(GroupCommitStore):
     def completed_indices(self) -> set[int]:
         """Return the completed indices."""
         return {row[0] for row in self._ask("SELECT idx", _COMPLETED)}
+
+    def recorded_files(
+        self, indices: Sequence[int]
+    ) -> Iterator[tuple[int, Sequence[RecordedFile]]]:
+        """Yield each completed index of these with its files, reading some at a time."""
+        following, last = (indices[0], indices[-1]) if indices else (0, -1)
+        portion = f"{_COMPLETED} AND {_BETWEEN} ORDER BY idx LIMIT {_PORTION}"
+        while rows := self._ask("SELECT idx, output_paths", portion, following, last):
+            yield from self._with_files(rows, indices)
+            following = rows[-1][0] + 1
+
+    def _with_files(
+        self, rows: Sequence[tuple[int, str]], indices: Sequence[int]
+    ) -> Iterator[tuple[int, Sequence[RecordedFile]]]:
+        """Yield those of a portion of completed indices that are wanted, with their files."""
+        span = (rows[0][0], rows[-1][0])
+        shared = self.shared_outputs(*span)
+        columns = ", ".join(self.column("output_files", each) for each in _FACTS)
+        known = self._ask(f"SELECT idx, seq, {columns}", f"{_OUTPUTS} AND {_BETWEEN}", *span)
+        facts = {(idx, seq): OutputFacts(*values) for idx, seq, *values in known}
+        made: dict[int, list[RecordedFile]] = {}
+        order = f"{_ARTIFACTS} AND {_BETWEEN} ORDER BY idx, filter_order, path"
+        for index, path in self._ask("SELECT idx, path", order, *span):
+            made.setdefault(index, []).append(RecordedFile(path, is_artifact=True))
+        for index, paths in rows:
+            if is_among(index, indices):
+                keyed = [((index, seq), path) for seq, path in enumerate(json.loads(paths))]
+                outputs = [
+                    RecordedFile(path, facts.get(key, OutputFacts()), key in shared)
+                    for key, path in keyed
+                ]
+                yield index, outputs + made.get(index, [])
+
+    def shared_outputs(self, first: int, last: int) -> set[tuple[int, int]]:
+        """Return index and place of those outputs, of indices in a span, that others have too."""
+        return {(row[0], row[1]) for row in self._ask("SELECT idx, seq", _SHARED, first, last)}
 
     def index_names(self) -> dict[int, str]:
         """Return what the source called each completed index."""
@@ -290,10 +337,29 @@ def _of_index(tables: str, index: int | None, order: str) -> tuple[Any, ...]:
 
 _RUN = "FROM {schema}.pipeline_runs WHERE run_id = ?"
 _SET_CLAIMS = "UPDATE {schema}.pipeline_runs SET claims = ? WHERE run_id = ?"
+
+
+def is_among(index: int, indices: Sequence[int]) -> bool:
+    """Tell whether an index is one of these, which are sorted."""
+    place = bisect_left(indices, index)
+    return place < len(indices) and indices[place] == index
+
+
+# Indices in one query: less than it can have parameters.
+_PORTION = 500
+_FACTS = ("size_bytes", "content_digest")
+_BETWEEN = "idx BETWEEN ? AND ?"
 _RESULTS = "FROM {schema}.index_results WHERE run_id = ?"
 _COMPLETED = f"{_RESULTS} AND status = 'completed'"
 _STAGES = "FROM {schema}.stage_metrics WHERE run_id = ?"
 _OUTPUTS = "FROM {schema}.output_files WHERE run_id = ?"
+_SHARED = """
+    FROM {schema}.output_files AS f
+    WHERE run_id = ? AND idx BETWEEN ? AND ? AND EXISTS (
+        SELECT 1 FROM {schema}.output_files AS another
+        WHERE another.path = f.path AND another.run_id = f.run_id AND another.idx <> f.idx
+    )
+"""
 _ARTIFACTS = "FROM {schema}.filter_artifacts WHERE run_id = ?"
 _LOGS = "FROM {schema}.logs WHERE run_id = ?"
 _WORKERS = "FROM {schema}.workers WHERE run_id = ?"

@@ -241,7 +241,16 @@ def is_stateful(filter: Filter[Any, Any]) -> bool:
 
 
 class Sink(Stage, ABC, Generic[T]):
-    """Consumes the items of one index and says which files came of them."""
+    """Consumes the items of one index and says which files came of them.
+
+    Attributes
+    ----------
+    shares_outputs : bool
+        Whether indices write to the same files or directories. What these were as one index ended
+        says nothing then, so that ``verify`` only looks whether they are there.
+    """
+
+    shares_outputs: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, items: Iterator[T], index: int) -> Iterable[str | Path] | str | Path | None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
+from attrs import Factory, frozen
 
 from psnc.errors import PluginError, StoreError
-from psnc.records import IndexRecord, WorkerInfo
+from psnc.records import IndexRecord, OutputFacts, WorkerInfo
 
 if TYPE_CHECKING:
     from psnc.claims import Claim
@@ -26,6 +26,7 @@ __all__ = [
     "CheckpointStore",
     "Counts",
     "IndexRow",
+    "RecordedFile",
     "RunRow",
     "StageTotal",
     "open_store",
@@ -80,6 +81,28 @@ class IndexRow:
     gpu_memory_bytes: int | None
     error: str | None
     attempts: int | None = None
+
+
+@frozen
+class RecordedFile:
+    """A file that is recorded of a completed index.
+
+    Attributes
+    ----------
+    path : str
+        Where it is, as the stage said.
+    facts : OutputFacts
+        What it was as the index ended, as far as that is recorded.
+    is_shared : bool
+        Whether the outputs of another index are there too.
+    is_artifact : bool
+        Whether a filter made it.
+    """
+
+    path: str
+    facts: OutputFacts = Factory(OutputFacts)
+    is_shared: bool = False
+    is_artifact: bool = False
 
 
 @frozen
@@ -172,6 +195,11 @@ class CheckpointStore(ABC):
     def reset_index(self, index: int) -> None:
         """Forget one index."""
 
+    def reset_indices(self, indices: Sequence[int]) -> None:
+        """Forget several indices; a crash meanwhile may leave some of them recorded."""
+        for index in indices:
+            self.reset_index(index)
+
     @abstractmethod
     def close(self) -> None:
         """Flush, and let go of every connection; whatever is asked afterwards is refused."""
@@ -182,11 +210,6 @@ class CheckpointStore(ABC):
             self.close()
         except StoreError as error:
             print(f"psnc: {error}", file=sys.stderr)
-
-    def reset_indices(self, indices: Iterable[int]) -> None:
-        """Forget indices."""
-        for index in indices:
-            self.reset_index(index)
 
     # --- questions ----------------------------------------------------------------------------
 
@@ -217,6 +240,30 @@ class CheckpointStore(ABC):
     def indices_of_code(self, code_digest: str) -> list[int]:
         """Return the completed indices that ran with such code."""
         return []
+
+    def recorded_files(
+        self, indices: Sequence[int]
+    ) -> Iterator[tuple[int, Sequence[RecordedFile]]]:
+        """Yield each completed index of these with its files, outputs first.
+
+        A store that keeps nothing of a file but its path answers as it is written here. One that
+        holds many indices had better read them in portions.
+
+        Parameters
+        ----------
+        indices : sequence of int
+            Sorted. Indices that are not completed are passed over.
+        """
+        outputs = self.completed_outputs()
+        artifacts = self.artifacts()
+        for index in indices:
+            if index in outputs:
+                made = (each["path"] for each in artifacts.get(index, ()))
+                yield (
+                    index,
+                    [RecordedFile(path) for path in outputs[index]]
+                    + [RecordedFile(path, is_artifact=True) for path in made],
+                )
 
     @abstractmethod
     def completed_indices(self) -> set[int]:

@@ -34,6 +34,7 @@ from psnc.gather import gather, require_gatherable
 from psnc.loading import load_exceptions, load_pipeline
 from psnc.manager import PluginManager, install
 from psnc.options import PluginOption
+from psnc.output_facts import LEVELS, VerifyLevel
 from psnc.pipeline import Pipeline
 from psnc.records import RunSummary
 from psnc.retries import RetryPolicy
@@ -182,6 +183,11 @@ def _click_type(kind: type) -> Any:
     default="warn",
     help="If a stage's code is not what completed indices ran with.  [default: warn]",
 )
+@click.option(
+    "--verify",
+    type=click.Choice(LEVELS),
+    help="Run completed indices again whose outputs are gone or changed.",
+)
 @click.option("--no-gather", is_flag=True, help="Leave what filters added up where it is.")
 @plugin_option
 @click.option("--strict-plugins", is_flag=True, help="Fail the run if a plugin's hook raises.")
@@ -214,6 +220,7 @@ def run(
     max_failures: int | None,
     grace: float | None,
     on_code_change: OnCodeChange,
+    verify: VerifyLevel | None,
     no_gather: bool,
     plugins: tuple[str, ...],
     strict_plugins: bool,
@@ -258,6 +265,7 @@ def run(
         max_failures=max_failures,
         grace=grace,
         on_code_change=on_code_change,
+        verify=verify,
         progress=not no_progress,
         shard=shard,
     )

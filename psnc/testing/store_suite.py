@@ -27,10 +27,10 @@ from psnc.errors import DriverConflictError, StoreError
 from psnc.manager import PluginManager, activated
 from psnc.pipeline import Pipeline
 from psnc.processes import own_process
-from psnc.records import ArtifactRecord, IndexRecord, StageRecord, utc_timestamp
+from psnc.records import ArtifactRecord, IndexRecord, OutputFacts, StageRecord, utc_timestamp
 from psnc.run import Run
 from psnc.session import run_pipeline
-from psnc.store import CheckpointStore, open_store
+from psnc.store import CheckpointStore, RecordedFile, open_store
 from psnc.testing.store_workplace import (
     LARGE,
     SPAWN,
@@ -624,6 +624,48 @@ class StoreSuite:
         store.reset_index(3)
         assert other.index_names() == {1: "a \udcff.txt", 4: "c"}
 
+    def test_the_files_of_completed_indices_come_back(
+        self, store: CheckpointStore, other: CheckpointStore
+    ) -> None:
+        for index in (4, 1, 3):
+            store.record(completed(index))
+        store.record(failed(2))
+        store.flush()
+        files = {index: list(each) for index, each in other.recorded_files(range(10))}
+        assert list(files) == [1, 3, 4]
+        for index, each in files.items():
+            outputs = [file.path for file in each if not file.is_artifact]
+            assert outputs == paths_of(index)
+            made = [artifact["path"] for artifact in other.artifacts(index).get(index, [])]
+            assert [file.path for file in each if file.is_artifact] == made
+        assert [index for index, _ in other.recorded_files([2, 3, 9])] == [3]
+        assert list(other.recorded_files([])) == []
+
+    def test_what_files_were_as_their_index_ended_comes_back(
+        self, store: CheckpointStore, other: CheckpointStore
+    ) -> None:
+        if type(store).recorded_files is CheckpointStore.recorded_files:
+            pytest.skip("keeps nothing of files but their paths")
+        known = (OutputFacts(2**40), OutputFacts(0, "ab" * 32))
+        odd, same = ("a \udcff.txt", "the same.txt"), ("the same.txt", "b.txt")
+        store.record(completed(1, output_facts=known))
+        store.record(completed(2, output_paths=odd, output_facts=known))
+        store.record(completed(3, output_paths=same, output_facts=()))
+        store.flush()
+        found = {index: files[:2] for index, files in other.recorded_files(range(10))}
+        first, second = known
+        path, another = paths_of(1)
+        assert found == {
+            1: [RecordedFile(path, first), RecordedFile(another, second)],
+            2: [RecordedFile(odd[0], first), RecordedFile(odd[1], second, is_shared=True)],
+            3: [RecordedFile(same[0], is_shared=True), RecordedFile(same[1])],
+        }
+        # What they were at an earlier attempt does not count.
+        store.record(completed(1, output_facts=()))
+        store.flush()
+        ((_, files),) = other.recorded_files([1])
+        assert {file.facts for file in files} == {OutputFacts()}
+
     # --- forgetting ---------------------------------------------------------------------------
 
     def test_reset_forgets_everything_of_the_run(
@@ -663,6 +705,23 @@ class StoreSuite:
             assert {row[0] for row in each.stage_rows()} == {0, 1}
             assert messages(each, 0) != []
             assert messages(each, 1) == messages(each, 2) == []
+
+    def test_reset_indices_forgets_them_and_no_others(
+        self, store: CheckpointStore, other: CheckpointStore
+    ) -> None:
+        for index in range(6):
+            store.record(completed(index))
+        store.record(failed(7))
+        store.flush()
+        store.record(completed(6))  # not flushed
+        store.reset_indices([0, 3, 4, 6, 7, 8])
+        store.reset_indices([])
+        for each in (store, other):
+            assert each.completed_indices() == {1, 2, 5}
+            assert each.failed_indices() == {}
+            assert each.artifacts().keys() <= {1, 2, 5}
+            assert [index for index, _ in each.recorded_files(range(10))] == [1, 2, 5]
+            assert messages(each, 3) == []
 
     def test_what_was_forgotten_can_fail_and_complete_again(self, store: CheckpointStore) -> None:
         store.record(completed(1))

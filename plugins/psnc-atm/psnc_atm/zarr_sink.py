@@ -72,6 +72,7 @@ class AtomicDataZarrSink(Sink[AtomicData]):
 
     name = "atomic-zarr"
     description = "One consolidated Zarr store for all structures"
+    shares_outputs = True
 
     def __init__(
         self,

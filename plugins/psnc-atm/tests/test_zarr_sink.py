@@ -422,6 +422,31 @@ def test_nothing_readable_leaves_no_store_and_says_why_for_each_index(tmp_path: 
     assert "b.aselmdb: not an LMDB file" in failed[1]
 
 
+def test_a_store_that_was_deleted_is_written_anew_where_that_is_verified(
+    dataset: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "out.zarr"
+    pipeline = Pipeline(
+        source=ASELMDBSource(dataset), sink=AtomicDataZarrSink(store), db_file=tmp_path / "run.db"
+    )
+    run_pipeline(pipeline, verify="checksum", progress=False)
+    before = file_contents(store)
+    completed_at = [each.completed_at for each in pipeline.metrics.indices]
+    run_pipeline(pipeline, verify="checksum", progress=False)
+    assert [each.completed_at for each in pipeline.metrics.indices] == completed_at
+    shutil.rmtree(store)
+    run_pipeline(pipeline, verify="exists", progress=False)
+    assert file_contents(store) == before
+
+
+def file_contents(directory: Path) -> dict[Path, bytes]:
+    return {
+        path.relative_to(directory): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
 def test_a_store_that_was_deleted_is_not_laid_out_under_a_checkpoint(
     dataset: Path, tmp_path: Path
 ) -> None:

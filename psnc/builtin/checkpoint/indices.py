@@ -147,7 +147,10 @@ def snapshot(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
 
 
 def stored_indices(
-    connection: sqlite3.Connection, run_id: int | None = None, index: int | None = None
+    connection: sqlite3.Connection,
+    run_id: int | None = None,
+    index: int | None = None,
+    span: tuple[int, int] | None = None,
 ) -> Iterator[StoredIndex]:
     """Yield every index that has a row in any table, in order of run and index.
 
@@ -159,11 +162,14 @@ def stored_indices(
         Only those of this run.
     index : int, optional
         Only this one.
+    span : tuple of int, optional
+        Only those from the first to the second, both included.
     """
     tables = {"index_results": table_columns("index_results"), **DETAILS}
     streams = [
         groupby(
-            connection.execute(*_query(connection, table, names, run_id, index)), itemgetter(0, 1)
+            connection.execute(*_query(connection, table, names, run_id, index, span)),
+            itemgetter(0, 1),
         )
         for table, names in tables.items()
     ]
@@ -186,6 +192,7 @@ def _query(
     columns: Sequence[str],
     run_id: int | None,
     index: int | None,
+    span: tuple[int, int] | None,
 ) -> tuple[str, tuple[int, ...]]:
     there = columns_of(connection, table)
     # A column that the database is too old for reads as NULL.
@@ -195,13 +202,15 @@ def _query(
     # Of a row with any other key nobody can tell where it belongs.
     conditions = [f"typeof({name}) = 'integer'" for name in given]
     conditions += [f"{name} = ?" for name in wanted]
+    if span is not None:
+        conditions.append("idx BETWEEN ? AND ?")
     order = ", ".join(
         ("run_id", "idx", *(name for name in DETAILS.get(table, ()) if name in there))
     )
     return (
         f"SELECT run_id, idx, {', '.join(selected)} FROM {table} "
         f"WHERE {' AND '.join(conditions)} ORDER BY {order}",
-        tuple(wanted.values()),
+        (*wanted.values(), *(span or ())),
     )
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import sqlite3
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -18,16 +19,20 @@ from zlib import crc32
 from psnc.builtin.checkpoint.checksums import result_checksum
 from psnc.builtin.checkpoint.connection import DATABASE_ERRORS, damaged, raise_store_error
 from psnc.builtin.checkpoint.indices import (
+    KnownRun,
     Problem,
     StoredIndex,
     known_runs,
     problem_of,
+    result_of,
     snapshot,
     stored_indices,
 )
 from psnc.builtin.checkpoint.schema import columns_of
 from psnc.errors import StoreError
-from psnc.sql_store import SQLStore
+from psnc.records import OutputFacts
+from psnc.sql_store import SQLStore, is_among
+from psnc.store import RecordedFile
 
 __all__ = ["VerifiedStore"]
 
@@ -93,10 +98,7 @@ class VerifiedStore(SQLStore):
                 with snapshot(self._connection()) as connection:
                     runs = dict(known_runs(connection))
                     for stored in stored_indices(connection, self.run_id, index):
-                        problem = problem_of(stored, runs)
-                        if problem not in (None, Problem.BEYOND_THE_END):
-                            what = f"index {stored.idx} is one of those {problem}"
-                            raise damaged(self.path, what)
+                        self._require_whole(stored, runs)
                         if stored.artifacts:
                             found[stored.idx] = _as_dicts(stored)
             except TypeError as error:
@@ -104,6 +106,48 @@ class VerifiedStore(SQLStore):
             except DATABASE_ERRORS as error:
                 raise_store_error(self.path, "read", error)
         return found
+
+    def recorded_files(
+        self, indices: Sequence[int]
+    ) -> Iterator[tuple[int, Sequence[RecordedFile]]]:
+        """Yield each completed index of these with its files, reading some at a time."""
+        following, last = (indices[0], indices[-1]) if indices else (0, -1)
+        while portion := self._whole_indices(following, last):
+            shared = self.shared_outputs(portion[0].idx, portion[-1].idx)
+            for stored in portion:
+                if result_of(stored)["status"] == "completed" and is_among(stored.idx, indices):
+                    yield stored.idx, self._files_of(stored, shared)
+            following = portion[-1].idx + 1
+
+    def _whole_indices(self, first: int, last: int) -> list[StoredIndex]:
+        """Return the first indices of a span, as many as are read at a time."""
+        with self.gate:
+            try:
+                with snapshot(self._connection()) as connection:
+                    runs = dict(known_runs(connection))
+                    stored = stored_indices(connection, self.run_id, span=(first, last))
+                    portion = list(islice(stored, _PORTION))
+            except DATABASE_ERRORS as error:
+                raise_store_error(self.path, "read", error)
+        for each in portion:
+            self._require_whole(each, runs)
+        return portion
+
+    def _files_of(
+        self, stored: StoredIndex, shared: Container[tuple[int, int]]
+    ) -> list[RecordedFile]:
+        # The column path cannot hold every name; output_paths can.
+        paths = self._parsed(result_of(stored)["output_paths"])
+        outputs = [
+            RecordedFile(path, OutputFacts(*facts), (stored.idx, seq) in shared)
+            for path, (seq, _, *facts) in zip(paths, stored.outputs, strict=True)
+        ]
+        return outputs + [RecordedFile(path, is_artifact=True) for _, path, _ in stored.artifacts]
+
+    def _require_whole(self, stored: StoredIndex, runs: Mapping[int, KnownRun | None]) -> None:
+        problem = problem_of(stored, runs)
+        if problem not in (None, Problem.BEYOND_THE_END):
+            raise damaged(self.path, f"index {stored.idx} is one of those {problem}")
 
     def refuse_damaged_runs(self) -> None:
         """Refuse to record beside runs that are not as they were written.
@@ -187,6 +231,10 @@ class VerifiedStore(SQLStore):
         except (ValueError, TypeError):
             raise damaged(self.path, "output_paths are no JSON arrays") from None
         return parsed
+
+
+# Indices in one query.
+_PORTION = 1000
 
 
 def _as_dicts(stored: StoredIndex) -> list[Mapping[str, Any]]:
