@@ -9,7 +9,6 @@ import errno
 import logging
 import os
 import sqlite3
-import threading
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import NoReturn
@@ -17,6 +16,7 @@ from typing import NoReturn
 from psnc.builtin.checkpoint.mounts import network_filesystem
 from psnc.builtin.checkpoint.schema import APPLICATION_ID, SCHEMA_VERSION, TABLES, create_tables
 from psnc.config import Durability
+from psnc.drafts import draft_directory, remove_left_overs
 from psnc.errors import StoreError
 
 __all__ = [
@@ -210,22 +210,23 @@ def _make_aside(path: Path) -> None:
     """Make a new database under another name and link it into place.
 
     So no process ever sees one that another is still making, and one that is killed while it
-    makes one leaves none.
+    makes one leaves a draft, which the next to open the database removes.
     """
     if path.exists():
+        remove_left_overs(path)
         return
-    aside = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}.new")
     try:
-        with closing(_open(aside)) as connection:
-            _set_up(connection, aside, create=True)
-        # Where another process was faster, its file is as good. Where there are no links, the
-        # database is made in place.
-        with suppress(OSError):
-            os.link(aside, path)
+        # A directory, since SQLite has files of its own beside the database.
+        with draft_directory(path) as directory:
+            aside = directory / path.name
+            with closing(_open(aside)) as connection:
+                _set_up(connection, aside, create=True)
+            # Where another process was faster, its file is as good. Where there are no links, the
+            # database is made in place.
+            with suppress(OSError):
+                os.link(aside, path)
     except (*DATABASE_ERRORS, OSError) as error:
         raise_store_error(path, "open", error)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def refuse_other_databases(path: Path) -> None:
