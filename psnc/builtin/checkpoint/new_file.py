@@ -8,7 +8,12 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from psnc.builtin.checkpoint.connection import DATABASE_ERRORS, connect, raise_store_error
+from psnc.builtin.checkpoint.connection import (
+    DATABASE_ERRORS,
+    connect,
+    empty_log,
+    raise_store_error,
+)
 from psnc.builtin.checkpoint.identity import remains
 from psnc.drafts import draft_directory
 from psnc.errors import StoreError
@@ -36,6 +41,7 @@ def new_database(output: Path) -> Iterator[sqlite3.Connection]:
                 connection.execute("BEGIN IMMEDIATE")
                 yield connection
                 connection.execute("COMMIT")
+                empty_log(connection)
             _wait_for_disk(aside)
             give_name(aside, output)
     except (*DATABASE_ERRORS, OSError) as error:
