@@ -11,6 +11,7 @@ import importlib
 import json
 import logging
 import os
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -30,6 +31,7 @@ from psnc import run_pipeline as run
 from psnc.builtin.checkpoint.merge import merge
 from psnc.builtin.checkpoint.recover import recover
 from psnc.builtin.checkpoint.set_aside import recover_in_place
+from psnc.cli import main as main_of_psnc
 
 # Ten times as long as anything takes on a machine that is slow.
 LONGEST_S = 20
@@ -75,10 +77,11 @@ class WriteSeveral(Sink[int]):
 
 
 def contents(index: int) -> dict[str, str]:
-    """Return what the files of an index hold, by path."""
+    """Return what the files of an index hold, by path; of some more than a database does."""
+    lines = 300_000 if index % 10 == 7 else 300
     return {
         f"out/{index}-first.txt": f"the number {index}\n" * 5,
-        f"out/{index}-second.txt": f"{index * index}\n" * 300,
+        f"out/{index}-second.txt": f"{index * index}\n" * lines,
     }
 
 
@@ -112,9 +115,9 @@ def run_one(count: int) -> None:
     _ = pipeline_of(count)[0]
 
 
-def gather_all(count: int) -> None:
-    """Gather what is completed."""
-    gather_pipeline(pipeline_of(count))
+def command(*arguments: str) -> None:
+    """Do what a command line says."""
+    main_of_psnc(list(arguments))
 
 
 def merge_all() -> None:
@@ -133,8 +136,7 @@ def recover_here() -> None:
 
 
 ACTS: dict[str, Callable[..., None]] = {
-    act.__name__: act
-    for act in (run_all, run_one, gather_all, merge_all, recover_aside, recover_here)
+    act.__name__: act for act in (run_all, run_one, command, merge_all, recover_aside, recover_here)
 }
 
 
@@ -236,7 +238,15 @@ def _imported(name: str) -> bool:
     return False
 
 
-def _live(directory: str, act: str, where: str, last: int, arguments: list[Any]) -> None:
+def _live(
+    directory: str,
+    act: str,
+    where: str,
+    last: int,
+    largest: int | None,
+    tell: bool,
+    arguments: list[Any],
+) -> None:
     os.setsid()
     os.chdir(directory)
     said = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -248,12 +258,18 @@ def _live(directory: str, act: str, where: str, last: int, arguments: list[Any])
     Path("began").touch()
     # Log entries are for the database.
     logging.getLogger().addHandler(logging.NullHandler())
+    if largest is not None:
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, most))
     faulthandler.register(signal.SIGUSR1)
     steps = Steps(where, last) if last >= 0 else None
-    ACTS[act](*arguments)
-    if steps is not None:
-        Path("steps").write_text(str(steps.count))
-    Path("modules").write_text(json.dumps(sorted(sys.modules)))
+    try:
+        ACTS[act](*arguments)
+    finally:
+        if steps is not None:
+            Path("steps").write_text(str(steps.count))
+        if tell:
+            Path("modules").write_text(json.dumps(sorted(sys.modules)))
 
 
 # --- for the tests ----------------------------------------------------------------------------
@@ -364,15 +380,24 @@ class Nursery:
         return json.loads(self._process.stdout.readline())
 
     def fork(
-        self, directory: Path, act: str, *arguments: Any, where: str = "driver", last: int = -1
+        self,
+        directory: Path,
+        act: str,
+        *arguments: Any,
+        where: str = "driver",
+        last: int = -1,
+        largest: int | None = None,
+        tell: bool = True,
     ) -> Life:
         """Begin a life that dies at a step by itself, if ``last`` is more than 0.
 
-        With 0 it counts its steps, and with -1 it does not even do that.
+        With 0 it counts its steps, and with -1 it does not even do that. No file that it writes can
+        become larger than ``largest`` bytes. If it is to ``tell``, it leaves what :meth:`warm_up`
+        needs.
         """
         (directory / "began").unlink(missing_ok=True)
-        request = {"act": act, "where": where, "last": last, "arguments": arguments}
-        life = Life(self, self.ask(directory=str(directory), **request))
+        request = {"act": act, "where": where, "last": last, "largest": largest, "tell": tell}
+        life = Life(self, self.ask(directory=str(directory), arguments=arguments, **request))
         self._lives.append(life)
         wait_until(lambda: (directory / "began").exists() or life.is_over(), timeout_s=60)
         life.began = time.monotonic()
