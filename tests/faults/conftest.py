@@ -27,7 +27,7 @@ def chance(request: pytest.FixtureRequest) -> random.Random:
     return random.Random(f"{SEED} {request.node.name}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def many() -> Many:
     """Multiply a number of trials by the environment's factor."""
     return lambda number: max(round(number * FACTOR), 1)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from machine_pipeline import pipeline_at
 from stages_for_tests import TESTS_FIRST, Log, Numbers, Sum, wait_until
 
 from psnc import Filter, Pipeline, Sink, atomic_directory, atomic_write, gather_pipeline
@@ -115,6 +116,11 @@ def run_one(count: int) -> None:
     _ = pipeline_of(count)[0]
 
 
+def run_some(directory: str, indices: list[int]) -> None:
+    """Run some indices of the state machine's pipeline."""
+    run(pipeline_at(Path(directory), "run"), indices=indices)
+
+
 def command(*arguments: str) -> None:
     """Do what a command line says."""
     main_of_psnc(list(arguments))
@@ -136,7 +142,8 @@ def recover_here() -> None:
 
 
 ACTS: dict[str, Callable[..., None]] = {
-    act.__name__: act for act in (run_all, run_one, command, merge_all, recover_aside, recover_here)
+    act.__name__: act
+    for act in (run_all, run_one, run_some, command, merge_all, recover_aside, recover_here)
 }
 
 

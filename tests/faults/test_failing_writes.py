@@ -81,8 +81,10 @@ def look_after_failure(directory: Path, status: int) -> None:
         assert str(directory / "run.") in line
         assert any(remedy in line for remedy in REMEDIES), line
     completed_afterwards(directory, set())
-    # It had the time to clear up.
-    assert [name for name in files_of(directory) if ".draft" in name] == []
+
+
+def drafts_in(directory: Path) -> list[str]:
+    return [name for name in files_of(directory) if ".draft" in name]
 
 
 def resume_and_compare(lives: Nursery, directory: Path, clean: Path) -> None:
@@ -112,6 +114,8 @@ def test_a_run_resumes_exactly_whatever_file_became_too_large(
         status = run(lives, directory, backend, largest=limit - chance.randrange(BLOCK))
         seen[status] += 1
         look_after_failure(directory, status)
+        # Workers are ended in the middle of what they do.
+        assert backend == "process_pool" or drafts_in(directory) == []
         resume_and_compare(lives, directory, clean)
         shutil.rmtree(directory)
     assert {NO_STORE, FAILED, DONE} <= set(seen), seen
@@ -146,6 +150,7 @@ def test_a_run_resumes_exactly_wherever_the_disk_was_full(
         seen[status] += 1
         os.remove(small_disk / "ballast")
         look_after_failure(directory, status)
+        assert drafts_in(directory) == []
         resume_and_compare(lives, directory, clean)
         shutil.rmtree(directory)
     assert {NO_STORE, FAILED, DONE} <= set(seen), seen
