@@ -152,9 +152,9 @@ def kill(
     ("backend", "start_method", "whom", "kills"),
     [
         ("process_pool", "fork", ["driver", "worker", "all", "step"], 60),
-        ("process_pool", "forkserver", ["driver", "worker", "all"], 20),
+        ("process_pool", "forkserver", ["driver", "worker", "all"], 12),
         ("thread_pool", None, ["driver", "step"], 30),
-        ("sequential", None, ["driver", "step"], 40),
+        ("sequential", None, ["driver", "step"], 30),
     ],
 )
 def test_a_run_that_is_killed_over_and_over_equals_a_clean_one(
