@@ -107,7 +107,9 @@ class Trial:
         return status == 0 and len(self.completed) == COUNT
 
     def _kill(self, life: Life, whom: str) -> None:
-        moment = life.began + self.way.moment_s(self.chance, COUNT - len(self.completed))
+        wait_s = self.way.moment_s(self.chance, COUNT - len(self.completed))
+        # It takes a while to find a worker.
+        moment = life.began + (wait_s / 2 if whom == "worker" else wait_s)
         while time.monotonic() < moment and not life.is_over():
             time.sleep(0.001)
         if whom == "driver":
@@ -115,7 +117,8 @@ class Trial:
         elif whom == "all":
             life.kill_all()
         else:
-            workers = life.workers()
+            while not (workers := life.workers()) and not life.is_over():
+                time.sleep(0.001)
             with suppress(ProcessLookupError):
                 if workers:
                     os.kill(self.chance.choice(workers), signal.SIGKILL)

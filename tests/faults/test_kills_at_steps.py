@@ -122,9 +122,10 @@ def test_what_is_killed_at_any_step_can_be_done_again(
     command.look(whole, True)
     left = names_of(whole)
     kills = sorted(chance.sample(range(1, steps + 1), min(many(15), steps)))
+    killed = 0
     for step in kills:
         directory = tmp_path / "killed"
-        live(lives, command, before, directory, last=step)
+        killed += live(lives, command, before, directory, last=step)
         command.look(directory, False)
         # What is in place already is refused, as it should be.
         act, *arguments = command.act
@@ -133,11 +134,11 @@ def test_what_is_killed_at_any_step_can_be_done_again(
         command.look(directory, True)
         if status == 0:
             assert names_of(directory) == left, step
-    tried(f"kills at a step of: {name}", len(kills))
+    tried(f"kills at a step of: {name}", killed)
 
 
 def live(lives: Nursery, command: Command, before: Path, directory: Path, *, last: int) -> int:
-    """Act in a copy of a directory until a step; return the steps, if none was the last."""
+    """Act in a copy of a directory; return the steps, or with a last one how many have died."""
     shutil.rmtree(directory, ignore_errors=True)
     shutil.copytree(before, directory)
     act, *arguments = command.act
@@ -145,7 +146,7 @@ def live(lives: Nursery, command: Command, before: Path, directory: Path, *, las
     status = life.wait()
     if last:
         assert status in (0, -signal.SIGKILL), said(directory)
-        return 0
+        return int(status != 0)
     assert status == 0, said(directory)
     lives.warm_up(directory)
     return int((directory / "steps").read_text())
