@@ -13,7 +13,11 @@ from typing import ClassVar
 
 from psnc.worker import BatchResult, WorkerTask
 
-__all__ = ["Backend"]
+__all__ = ["Backend", "BatchLostError"]
+
+
+class BatchLostError(Exception):
+    """A batch has to run again: nobody can tell how far it came, and it is not to blame."""
 
 
 class Backend(ABC):
@@ -50,7 +54,8 @@ class Backend(ABC):
     def submit(self, indices: Sequence[int]) -> Future[BatchResult]:
         """Run a batch on one worker, in order.
 
-        The future fails with :class:`psnc.WorkerDiedError` if the worker ends before the batch.
+        The future fails with :class:`psnc.WorkerDiedError` if the worker ends before the batch, and
+        with ``psnc.backend.BatchLostError`` if the batch has to be submitted again.
         """
 
     @abstractmethod

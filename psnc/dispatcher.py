@@ -11,7 +11,7 @@ from itertools import count
 
 import attrs
 
-from psnc.backend import Backend
+from psnc.backend import Backend, BatchLostError
 from psnc.errors import BackendError, IndexTimeoutError, WorkerDiedError
 from psnc.execution import error_text
 from psnc.records import IndexRecord, LogRecord, utc_timestamp
@@ -203,6 +203,10 @@ class Dispatcher:
         error = future.exception()
         if isinstance(error, WorkerDiedError):
             return self._after_death(error, flight)
+        if isinstance(error, BatchLostError):
+            # What of it is done is found by look-up.
+            self._ready.append(_Flight(flight.batch, flight.after, again=True))
+            return BatchResult([])
         if error is not None:
             raise error
         result = future.result()

@@ -17,13 +17,14 @@ import os
 import shutil
 import socket
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Self
 
-__all__ = ["REPLACED", "Draft"]
+__all__ = ["REPLACED", "Draft", "draft_directory", "remove_left_overs"]
 
 # What the name of a directory begins with that was moved into a draft to make way.
 REPLACED = "replaced-"
@@ -118,6 +119,28 @@ class Draft:
             _remove(self.spare)
             _remove(self.path)
         os.close(self.descriptor)
+
+
+@contextmanager
+def draft_directory(target: Path) -> Iterator[Path]:
+    """Yield an empty directory beside a target, to make it in, which is removed in the end.
+
+    If the process is killed, it is removed by the next who writes the target, or by
+    :func:`remove_left_overs`.
+    """
+    draft = Draft.claim(target, directory=True)
+    try:
+        yield draft.path
+    finally:
+        draft.discard()
+
+
+def remove_left_overs(target: Path) -> None:
+    """Remove the drafts of a target that killed writers left, where nobody writes it again."""
+    for number in range(_LOOKED_AT):
+        path = _draft_path(target, str(number))
+        if os.path.lexists(path):
+            remove_left_over(path, target)
 
 
 def remove_left_over(path: Path, target: Path) -> bool:

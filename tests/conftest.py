@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -41,6 +42,22 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
     ]
     return report
+
+
+# Not in faults/, whose conftest.py the process that only distributes tests does not read.
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how much the tests of faults have tried."""
+    tried: Counter[str] = Counter()
+    for report in terminalreporter.getreports("passed"):
+        for name, number in report.user_properties:
+            if name.startswith("faults: "):
+                tried[name.removeprefix("faults: ")] += number
+    if tried:
+        failed = [each for each in terminalreporter.getreports("failed") if "faults" in each.nodeid]
+        terminalreporter.section("faults")
+        for what, number in sorted(tried.items()):
+            terminalreporter.line(f"faults: {number:,} {what}")
+        terminalreporter.line(f"faults: {len(failed)} tests found something lost or different")
 
 
 Rows = list[tuple[Any, ...]]

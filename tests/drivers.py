@@ -113,6 +113,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(directory)], check=True)
 
 
+def leave_room(disk: Path, blocks: int) -> None:
+    """Fill a file system with ``ballast``, but for some blocks of 4096 bytes."""
+    with open(disk / "ballast", "wb", buffering=0) as ballast:
+        with suppress(OSError):
+            while ballast.write(bytes(4096)) == 4096:
+                pass
+        size = os.fstat(ballast.fileno()).st_size
+        ballast.truncate(max(size - blocks * 4096, 0))
+
+
 def wait_for_end(processes: Sequence[psutil.Process], timeout_s: float = 15.0) -> None:
     """Return once none of the processes runs any more."""
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -357,3 +359,24 @@ def test_an_empty_file_becomes_the_database(tmp_path: Path) -> None:
     pipeline = numbers_pipeline(db_file=tmp_path / "new.db")
     pipeline[0]
     assert pipeline.completed_indices == {0}
+
+
+def test_a_database_whose_making_was_killed_is_made_anew_and_leaves_nothing_behind(
+    tmp_path: Path, run_python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    code = """
+        import os, signal, sys
+        from stages_for_tests import numbers_pipeline
+
+        def watch(event, arguments):
+            if event == "os.link":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(watch)
+        numbers_pipeline(db_file="run.db")[0]
+    """
+    killed = run_python("-c", textwrap.dedent(code), check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "run.db").exists()
+    assert numbers_pipeline(db_file=tmp_path / "run.db")[0] == ["out/0-0.bin"]
+    assert [each.name for each in tmp_path.glob(".*")] == []

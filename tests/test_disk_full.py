@@ -9,8 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drivers import BACKENDS, integrity, only_database, small_disk, write_script
+from damage import make_database
+from drivers import BACKENDS, integrity, leave_room, only_database, small_disk, write_script
 from stages_for_tests import read_journal
+
+from psnc import StoreError
+from psnc.builtin.checkpoint.check import check
+from psnc.builtin.checkpoint.connection import connect
+from psnc.builtin.checkpoint.merge import merge
+from psnc.builtin.checkpoint.recover import recover
 
 __all__ = ["small_disk"]
 
@@ -101,6 +108,7 @@ def test_a_limit_on_file_sizes_ends_the_run_and_a_resume_completes_it(
     place = tmp_path / "db"
     finished = run_python(script, place, backend, "300000", check=False, timeout=30)
     _expect_one_line_that_helps(finished, place)
+    assert "ulimit -f" in finished.stdout
     _expect_an_exact_resume(
         place, tmp_path / "journal", query, lambda: run_python(script, place, backend, "0")
     )
@@ -118,17 +126,53 @@ def test_a_run_that_cannot_be_recorded_still_ends_its_progress(
     assert "/400 indices" in finished.stderr
 
 
+def _make(database: Path, make: Callable[[], object]) -> bool:
+    """Make a database if there is room; if not, see that nothing of it is left."""
+    try:
+        make()
+    except StoreError as error:
+        said = str(error)
+    else:
+        assert check(database) == []
+        database.unlink()
+        return True
+    assert "free some space" in said
+    assert os.listdir(database.parent) == ["ballast"]
+    return False
+
+
+def test_a_database_is_made_whole_or_not_at_all_however_little_room_there_is(
+    small_disk: Path,
+) -> None:
+    database = small_disk / "run.db"
+    made = []
+    for blocks in range(60):
+        leave_room(small_disk, blocks)
+        made.append(_make(database, lambda: connect(database, create=True).close()))
+    assert set(made) == {False, True}
+
+
+@pytest.mark.parametrize("command", ["merge", "recover"])
+def test_a_new_database_is_whole_or_not_there_however_little_room_there_is(
+    small_disk: Path, tmp_path: Path, command: str
+) -> None:
+    make_database(tmp_path / "run.db", count=20)
+    database = small_disk / "new.db"
+    commands = {
+        "merge": lambda: merge([tmp_path / "run.db"], database),
+        "recover": lambda: recover(tmp_path / "run.db", database),
+    }
+    made = []
+    for blocks in range(0, 140, 3):
+        leave_room(small_disk, blocks)
+        made.append(_make(database, commands[command]))
+    assert set(made) == {False, True}
+
+
 def test_a_database_that_cannot_even_be_made_is_refused_in_one_line(
     small_disk: Path, tmp_path: Path, run_python: Run
 ) -> None:
-    (small_disk / "ballast").write_bytes(b"")
-    with open(small_disk / "ballast", "wb", buffering=0) as ballast:
-        while True:
-            try:
-                if not ballast.write(b"x" * 4096):
-                    break
-            except OSError:
-                break
+    leave_room(small_disk, 0)
     script = write_script(tmp_path / "script.py", SCRIPT)
     finished = run_python(script, small_disk, "sequential", "0", check=False, timeout=30)
     assert finished.returncode == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,45 @@ def test_nothing_is_overwritten_and_nothing_damaged_is_merged(tmp_path: Path, ps
     assert "psnc recover" in said.err
     assert not (tmp_path / "new.db").exists()
     assert psnc("merge", *paths, "-o", "postgresql://host/db").code == 3
+
+
+@pytest.mark.parametrize("step", ["before", "after"])
+def test_a_merge_that_was_killed_leaves_nothing_behind_once_it_is_done_again(
+    tmp_path: Path, psnc: Psnc, run_python: Any, step: str
+) -> None:
+    paths = [shard(tmp_path / f"{n}.db", list(range(n, 12, 3))) for n in range(3)]
+    code = """
+        import os, signal, sys
+        from pathlib import Path
+        from psnc.builtin.checkpoint.merge import merge
+
+        def watch(event, arguments):
+            # The new database is given its name.
+            if event == "os.link" and str(arguments[1]).endswith("/all.db"):
+                if "/." not in str(arguments[1]):
+                    if sys.argv[1] == "after":
+                        sys.setprofile(lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+                    else:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(watch)
+        merge([Path(f"{n}.db").absolute() for n in range(3)], Path("all.db").absolute())
+    """
+    killed = run_python("-c", textwrap.dedent(code), step, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    new = tmp_path / "all.db"
+    assert new.exists() == (step == "after")
+    if step == "before":
+        assert psnc("merge", *paths, "-o", new).code == 0
+    pipeline = Pipeline(
+        source=Numbers(12),
+        filters=[Log(30), Sum(), FailOn([3], "mended")],
+        sink=Discard(files=2),
+        db_file=new,
+    )
+    assert len(pipeline.completed_indices) == 11
+    run_pipeline(pipeline)
+    assert [each.name for each in tmp_path.glob(".*")] == []
 
 
 def test_databases_at_work_can_be_merged(tmp_path: Path, run_python: Any, query: Any) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,26 @@ class Pause(Filter[int, int]):
         for item in items:
             time.sleep(0.2)
             yield item
+
+
+class DieTelling(Filter[int, int]):
+    """Kills its process for one item, once: as the process tells the pool of a batch."""
+
+    def __init__(self, bad: int, function: str) -> None:
+        self.bad = bad
+        self.function = function
+
+    def __call__(self, items: Iterator[int]) -> Iterator[int]:
+        for item in items:
+            if item == self.bad and not os.path.exists("died"):
+                sys.setprofile(self._die_in_pipe)
+            yield item
+
+    def _die_in_pipe(self, frame: Any, event: str, argument: Any) -> None:
+        code = frame.f_code
+        if code.co_name == self.function and code.co_filename == connection.__file__:
+            Path("died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class PairedJournal(Journal):
@@ -142,6 +165,19 @@ def test_one_killer_among_many_tiny_indices_is_the_only_one_lost(journal: str) -
     assert len(pipeline.completed_indices) == 799
     # All of them ran in this call, and in no earlier one.
     assert (summary.completed, summary.cached) == (799, 0)
+
+
+@pytest.mark.parametrize(("start_method", "jobs"), [("forkserver", 2), ("fork", 1)])
+@pytest.mark.parametrize("function", ["_send", "_recv_bytes"])
+def test_a_worker_that_dies_with_a_lock_of_the_pool_costs_nothing(
+    function: str, start_method: str, jobs: int
+) -> None:
+    # The one dies as it says what has become of its batch, the other as it is given the next one.
+    pipeline = Numbers(40).filter(DieTelling(5, function)).write(Discard())
+    results = run_pipeline(pipeline, jobs, "process_pool", start_method=start_method)
+    assert os.path.exists("died")
+    assert results == [[f"out/{index}-0.bin"] for index in range(40)]
+    assert pipeline.failed_indices == {}
 
 
 def test_a_killer_without_a_database_costs_only_itself() -> None:

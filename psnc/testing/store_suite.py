@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any, ClassVar
 
 import attrs
@@ -928,6 +929,26 @@ class StoreSuite:
         with ThreadPoolExecutor(4) as threads:
             list(threads.map(add_and_take_away, range(4)))
         assert set(store.claims()) == set(self._kept(*(a_claim(f"{each}-24") for each in range(4))))
+
+    def test_no_change_of_claims_comes_in_the_middle_of_another(
+        self, store: CheckpointStore, other: CheckpointStore
+    ) -> None:
+        def add(name: str, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+            return (*claims, a_claim(name))
+
+        intruder = Thread(target=lambda: other.change_claims(partial(add, "second")))
+
+        def add_first(claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
+            if intruder.ident is None:
+                intruder.start()
+            # It has to wait until this change is made, and could be done by now otherwise.
+            intruder.join(3.0)
+            return add("first", claims)
+
+        store.change_claims(add_first)
+        if intruder.ident is not None:
+            intruder.join()
+        assert set(store.claims()) == set(self._kept(a_claim("first"), a_claim("second")))
 
     def test_each_run_has_claims_of_its_own_which_a_reset_keeps(
         self, workplace: StoreWorkplace, store: CheckpointStore

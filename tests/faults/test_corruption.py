@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from damage import PAGE, Rows, rows_of
 from stages_for_tests import TESTS_FIRST
+from trials import FACTOR, Tried
 
 from psnc import Config, StoreError
 from psnc.builtin.checkpoint.check import check
@@ -25,7 +26,7 @@ from psnc.builtin.checkpoint.store import SQLiteStore
 pytestmark = pytest.mark.slow
 
 COUNT = 120
-TRIALS = 12
+TRIALS = max(round(12 * FACTOR), 1)
 INDEX_TABLES = ("index_results", "stage_metrics", "output_files", "filter_artifacts")
 
 # Indices that failed, that were run again, and that were forgotten; in the end it closes the
@@ -214,7 +215,7 @@ def assert_true(path: Path, truth: list[Moment]) -> set[int]:
 
 @pytest.mark.parametrize("do", DAMAGE, ids=lambda do: do.__name__)
 def test_damage_never_gives_a_wrong_result(
-    sound: Path, do: Callable[..., None], tmp_path: Path, record_property: Any
+    sound: Path, do: Callable[..., None], tmp_path: Path, record_property: Any, tried: Tried
 ) -> None:
     truth = moments(sound, tmp_path)
     everything = set(truth[0].indices)
@@ -255,5 +256,7 @@ def test_damage_never_gives_a_wrong_result(
         seen["recovered"] += 1
     for what, count in seen.items():
         record_property(what, count)
+    tried("databases damaged", TRIALS)
+    tried("indices compared after damage", seen["indices"])
     assert seen["recovered"] + seen["refused"] == TRIALS
     assert seen["recovered"] > TRIALS // 3

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -22,12 +22,12 @@ from multiprocessing import connection
 from multiprocessing.context import ForkProcess, ForkServerProcess, SpawnProcess
 from multiprocessing.process import BaseProcess
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from pebble import ProcessExpired, ProcessPool
 from pebble.common import process_exit
 
-from psnc.backend import Backend
+from psnc.backend import Backend, BatchLostError
 from psnc.errors import BackendError, WorkerDiedError
 from psnc.time_limit import is_enforceable
 from psnc.worker import BatchResult, WorkerTask
@@ -64,30 +64,49 @@ class ProcessPoolBackend(Backend):
     def start(self, task: WorkerTask) -> None:
         """Start the processes."""
         self._task = task
-        self._context = _context(self._start_method)
+        self._task_bytes = task.to_bytes()
+        # Guards what follows, for moments.
+        self._changing = threading.Lock()
+        self._outstanding: set[Future[BatchResult]] = set()
+        self._menders: list[threading.Thread] = []
+        self._broken_in_a_row = 0
+        self._stopping = False
+        self._open_pool()
+
+    def _open_pool(self) -> None:
+        self._context = _context(self._start_method, self._mend_in_time)
         self._pool: Any = ProcessPool(
             max_workers=self.n_jobs,
             initializer=_remember_task,
-            initargs=(task.to_bytes(),),
+            initargs=(self._task_bytes,),
             context=self._context,
         )
 
     def submit(self, indices: Sequence[int]) -> Future[BatchResult]:
         """Run the batch on the next free process."""
         outcome: Future[BatchResult] = Future()
-        try:
-            running = self._pool.schedule(_run_batch, args=(tuple(indices),))
-        except BrokenProcessPool as error:
-            cause = error.__cause__ or error
-            raise BackendError(
-                f"worker processes cannot be started ({type(cause).__name__}: {cause}): see to "
-                "that (a TMPDIR may be too long a path), or run with --backend sequential"
-            ) from error
-        running.add_done_callback(lambda done: _hand_over(done, outcome))
+        with self._changing:
+            context = self._context
+            self._outstanding.add(outcome)
+            try:
+                running = self._pool.schedule(_run_batch, args=(tuple(indices),))
+            except BrokenProcessPool as error:
+                cause = error.__cause__ or error
+                raise BackendError(
+                    f"worker processes cannot be started ({type(cause).__name__}: {cause}): see to "
+                    "that (a TMPDIR may be too long a path), or run with --backend sequential"
+                ) from error
+            except RuntimeError:
+                # The pool gave up since the last batch.
+                self._mend_in_time(context)
+                return outcome
+        running.add_done_callback(lambda done: self._hand_over(done, outcome, context))
         return outcome
 
     def stop(self, *, now: bool = False) -> None:
         """End the processes, after their batches or at once."""
+        with self._changing:
+            self._stopping = True
         self._task.stop_requested.dismiss()
         if now:
             self._context.end_at_once()
@@ -95,22 +114,82 @@ class ProcessPoolBackend(Backend):
         else:
             self._pool.close()
         self._pool.join()
+        for thread in self._menders:
+            thread.join()
+
+    def _hand_over(
+        self, done: Future[BatchResult], outcome: Future[BatchResult], context: Any
+    ) -> None:
+        if not done.cancelled() and isinstance(done.exception(), BrokenProcessPool):
+            self._mend_in_time(context)
+            return
+        with self._changing:
+            if outcome not in self._outstanding:
+                return
+            self._outstanding.remove(outcome)
+            self._broken_in_a_row = 0
+        _take_over(done, outcome)
+
+    # --- a pool that is of no use any more ----------------------------------------------------
+
+    def _mend_in_time(self, context: Any, *, died: bool = False) -> None:
+        """See to the pool in a thread of its own, since its threads cannot end themselves."""
+        mend = self._mend_after_death if died else self._mend
+        thread = threading.Thread(target=mend, args=(context,), name="psnc-pool", daemon=True)
+        self._menders.append(thread)
+        thread.start()
+
+    def _mend_after_death(self, context: Any) -> None:
+        """Mend the pool if a worker died with a lock, which nobody else will ever get."""
+        if not all(_is_to_be_had(lock) for lock in context.locks):
+            self._mend(context)
+
+    def _mend(self, context: Any) -> None:
+        """Put another pool in the place of one that is broken, and have its batches run again."""
+        with self._changing:
+            if self._stopping or context is not self._context:
+                return
+            lost, self._outstanding = self._outstanding, set()
+            self._broken_in_a_row += 1
+            pool = self._pool
+            self._open_pool()
+        context.end_at_once()
+        pool.stop()
+        pool.join()
+        for outcome in lost:
+            outcome.set_exception(
+                BatchLostError() if self._broken_in_a_row <= _BROKEN_AT_MOST else _useless_pool()
+            )
 
 
-def _hand_over(done: Future[BatchResult], outcome: Future[BatchResult]) -> None:
+# No worker holds a lock of the pool for longer than a message takes.
+_LOCK_S = 5.0
+
+# So many pools may break one after the other before a batch is done.
+_BROKEN_AT_MOST = 3
+
+
+def _is_to_be_had(lock: Any) -> bool:
+    if not lock.acquire(timeout=_LOCK_S):
+        return False
+    lock.release()
+    return True
+
+
+def _useless_pool() -> BackendError:
+    return BackendError(
+        "worker processes ended before they took an index, as when memory runs out or "
+        "they cannot start: run again, with fewer jobs or --backend sequential"
+    )
+
+
+def _take_over(done: Future[BatchResult], outcome: Future[BatchResult]) -> None:
     if done.cancelled():
         outcome.cancel()
         return
     error = done.exception()
     if isinstance(error, ProcessExpired):
         outcome.set_exception(WorkerDiedError(_cause_of_death(error.exitcode), error.pid))
-    elif isinstance(error, BrokenProcessPool):
-        outcome.set_exception(
-            BackendError(
-                "worker processes ended before they took an index, as when memory runs out or "
-                "they cannot start: run again, with fewer jobs or --backend sequential"
-            )
-        )
     elif error is not None:
         outcome.set_exception(error)
     else:
@@ -228,6 +307,10 @@ _LAST_WORDS_S = 0.3
 _LEFT_QUIETLY = 256
 
 
+# What to do when a worker is found dead. Not an attribute, since a process is pickled.
+_when_dead: WeakKeyDictionary[BaseProcess, Callable[[], None]] = WeakKeyDictionary()
+
+
 class _WorkerProcess(BaseProcess):
     """A process whose death the pool always notices, and connects with its task."""
 
@@ -249,6 +332,8 @@ class _WorkerProcess(BaseProcess):
             return True
         if self._found_dead is None:
             self._found_dead = time.monotonic()
+            if not self._told_to_end:
+                _when_dead[self]()
         return not self._told_to_end and time.monotonic() - self._found_dead < _LAST_WORDS_S
 
     def start(self) -> None:
@@ -276,7 +361,7 @@ class _WorkerForkProcess(_WorkerProcess, ForkProcess):
     """Forked from the driver."""
 
 
-def _context(start_method: str) -> Any:
+def _context(start_method: str, mend: Callable[..., None]) -> Any:
     context = multiprocessing.get_context(start_method)
     process_class = {
         "forkserver": _WorkerForkServerProcess,
@@ -287,20 +372,21 @@ def _context(start_method: str) -> Any:
     class WorkerContext(type(context)):  # type: ignore[misc]
         # The pool lets go of its locks before its workers have ended; one that is still
         # starting would look for them in vain.
-        _locks: list[Any]
+        locks: list[Any]
 
         def __init__(self) -> None:
             super().__init__()
-            self._locks = []
+            self.locks = []
             self._processes: WeakSet[_WorkerProcess] = WeakSet()
 
         def RLock(self) -> Any:  # noqa: N802
-            self._locks.append(super().RLock())
-            return self._locks[-1]
+            self.locks.append(super().RLock())
+            return self.locks[-1]
 
         def Process(self, **arguments: Any) -> Any:  # noqa: N802
             process = process_class(**arguments)
             self._processes.add(process)
+            _when_dead[process] = lambda: mend(self, died=True)
             return process
 
         def end_at_once(self) -> None:

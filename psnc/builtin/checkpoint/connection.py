@@ -8,8 +8,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 import sqlite3
-import threading
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import NoReturn
@@ -17,12 +17,14 @@ from typing import NoReturn
 from psnc.builtin.checkpoint.mounts import network_filesystem
 from psnc.builtin.checkpoint.schema import APPLICATION_ID, SCHEMA_VERSION, TABLES, create_tables
 from psnc.config import Durability
+from psnc.drafts import draft_directory, remove_left_overs
 from psnc.errors import StoreError
 
 __all__ = [
     "DATABASE_ERRORS",
     "connect",
     "damaged",
+    "empty_log",
     "open_to_look",
     "raise_store_error",
     "refuse_other_databases",
@@ -109,7 +111,9 @@ def raise_store_error(path: Path, action: str, error: Exception) -> NoReturn:
         raise _no_database(path) from error
     if _no_descriptor_is_left():
         remedy = "this process has too many files open: raise the limit (ulimit -n), or close some"
-    elif "full" in reason or "No space" in reason:
+    elif "File too large" in reason or ("disk I/O error" in reason and _size_is_limited()):
+        remedy = "raise the limit on the size of files (ulimit -f), or see to its disk, and resume"
+    elif any(sign in reason for sign in _SIGNS_OF_FULL) or _found_no_room(error):
         remedy = "free some space and resume: what was recorded before is safe"
     elif "unable to open" in reason and _has_log_alone(path):
         remedy = "copy it and its -wal file to a directory that is writable, and look there"
@@ -129,6 +133,7 @@ def raise_store_error(path: Path, action: str, error: Exception) -> NoReturn:
 _WAYS_OUT = "salvage it with psnc recover, or with psnc run --recover, or restore a copy"
 # What SQLite says of damaged schemas can be no text.
 DATABASE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+_SIGNS_OF_FULL = ("full", "No space", "quota exceeded")
 _SIGNS_OF_DAMAGE = (
     "malformed",
     "corrupt",
@@ -151,6 +156,18 @@ def _no_descriptor_is_left() -> bool:
     except OSError as error:
         return error.errno in (errno.EMFILE, errno.ENFILE)
     return False
+
+
+def _found_no_room(error: Exception) -> bool:
+    """Tell whether there was no room for the index of a write-ahead log."""
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code == sqlite3.SQLITE_IOERR_SHMSIZE
+
+
+def _size_is_limited() -> bool:
+    """Tell whether this process may write files of a certain size only; SQLite does not say so."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return soft != resource.RLIM_INFINITY
 
 
 def _no_database(path: Path) -> StoreError:
@@ -210,22 +227,32 @@ def _make_aside(path: Path) -> None:
     """Make a new database under another name and link it into place.
 
     So no process ever sees one that another is still making, and one that is killed while it
-    makes one leaves none.
+    makes one leaves a draft, which the next to open the database removes.
     """
     if path.exists():
+        remove_left_overs(path)
         return
-    aside = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}.new")
     try:
-        with closing(_open(aside)) as connection:
-            _set_up(connection, aside, create=True)
-        # Where another process was faster, its file is as good. Where there are no links, the
-        # database is made in place.
-        with suppress(OSError):
-            os.link(aside, path)
+        # A directory, since SQLite has files of its own beside the database.
+        with draft_directory(path) as directory:
+            aside = directory / path.name
+            with closing(_open(aside)) as connection:
+                _set_up(connection, aside, create=True)
+                empty_log(connection)
+            # Where another process was faster, its file is as good. Where there are no links, the
+            # database is made in place.
+            with suppress(OSError):
+                os.link(aside, path)
     except (*DATABASE_ERRORS, OSError) as error:
         raise_store_error(path, "open", error)
-    finally:
-        aside.unlink(missing_ok=True)
+
+
+def empty_log(connection: sqlite3.Connection) -> None:
+    """Bring all into the database file itself, before it is closed and given another name.
+
+    To close it does the same, but for want of room leaves part of it in the log without a word.
+    """
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 def refuse_other_databases(path: Path) -> None:

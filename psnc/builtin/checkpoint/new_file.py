@@ -8,8 +8,14 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from psnc.builtin.checkpoint.connection import DATABASE_ERRORS, connect, raise_store_error
+from psnc.builtin.checkpoint.connection import (
+    DATABASE_ERRORS,
+    connect,
+    empty_log,
+    raise_store_error,
+)
 from psnc.builtin.checkpoint.identity import remains
+from psnc.drafts import draft_directory
 from psnc.errors import StoreError
 
 __all__ = ["give_name", "new_database", "refuse_existing"]
@@ -25,19 +31,21 @@ def new_database(output: Path) -> Iterator[sqlite3.Connection]:
         If there is a file of that name, before or after, or it cannot be written.
     """
     refuse_existing(output)
-    aside = output.with_name(f".{output.name}-{os.getpid()}.making")
     try:
-        with closing(connect(aside, create=True, durability="full")) as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            yield connection
-            connection.execute("COMMIT")
-        _wait_for_disk(aside)
-        give_name(aside, output)
+        # A directory, since SQLite has files of its own beside the database. A process number
+        # would not do for a name: in containers it is the same for the next process too, which
+        # would go on with what is left of this one.
+        with draft_directory(output) as directory:
+            aside = directory / output.name
+            with closing(connect(aside, create=True, durability="full")) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+                connection.execute("COMMIT")
+                empty_log(connection)
+            _wait_for_disk(aside)
+            give_name(aside, output)
     except (*DATABASE_ERRORS, OSError) as error:
         raise_store_error(output, "write", error)
-    finally:
-        for ending in ("", "-wal", "-shm", "-journal"):
-            aside.with_name(aside.name + ending).unlink(missing_ok=True)
 
 
 def refuse_existing(output: Path) -> None:

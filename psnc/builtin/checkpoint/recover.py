@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import shutil
 import sqlite3
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -29,6 +28,7 @@ from psnc.builtin.checkpoint.salvage import salvage_pages
 from psnc.builtin.checkpoint.schema import TABLES
 from psnc.builtin.checkpoint.transfer import insert_index, insert_rows, rows_of
 from psnc.code_versions import are_versions
+from psnc.drafts import draft_directory
 from psnc.errors import StoreError
 
 __all__ = ["Recovered", "in_use", "recover"]
@@ -111,9 +111,9 @@ def recover(path: Path, output: Path, own: OwnRun | None = None) -> Recovered:
 def _recover_aside(path: Path, output: Path, own: OwnRun | None) -> Recovered:
     found = Recovered()
     # Beside the new file, where there has to be room anyway.
-    with tempfile.TemporaryDirectory(prefix=".psnc-recover-", dir=output.parent) as directory:
-        copy = _copy(path, Path(directory, "by-sqlite"))
-        with _readable(path, copy, Path(directory), found) as source, new_database(output) as new:
+    with draft_directory(output) as directory:
+        copy = _copy(path, directory / "by-sqlite")
+        with _readable(path, copy, directory, found) as source, new_database(output) as new:
             _rebuild(path, own, source, new, found)
     return found
 

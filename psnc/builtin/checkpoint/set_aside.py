@@ -15,6 +15,7 @@ from psnc.builtin.checkpoint.connection import raise_store_error
 from psnc.builtin.checkpoint.identity import remains
 from psnc.builtin.checkpoint.recover import in_use, recover
 from psnc.builtin.checkpoint.runs import OwnRun
+from psnc.drafts import draft_directory
 from psnc.errors import StoreError
 
 __all__ = ["recover_in_place"]
@@ -61,16 +62,14 @@ def _recover_alone(path: Path, own: OwnRun | None) -> str | None:
             f"{path} is damaged ({findings[0].message}), and another process has it open: end "
             "that first"
         )
-    new = path.with_name(f".{path.name}-{os.getpid()}.recovered")
-    try:
+    with draft_directory(path) as directory:
+        new = directory / path.name
         found = recover(path, new, own)
         aside = _give_second_name(path)
         # What waits in a log is the old database's, and would be written into the new one.
         for ending in ("-wal", "-shm", "-journal"):
             path.with_name(path.name + ending).unlink(missing_ok=True)
         os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
     return f"{path} was damaged ({findings[0].message}) and is now {aside}: {found.line}"
 
 
