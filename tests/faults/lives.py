@@ -299,17 +299,19 @@ class Life:
         """Return all living processes of its session but itself."""
         return [pid for pid in _session(self.pid) if pid != self.pid]
 
-    def workers(self) -> list[int]:
-        """Return its worker processes."""
+    def workers(self, start_method: str | None) -> list[int]:
+        """Return its worker processes, and not the server that they may be forked from."""
         found = []
         for pid in self.processes():
             with suppress(psutil.NoSuchProcess):
                 process = psutil.Process(pid)
                 forked_by_driver = process.ppid() == self.pid
-                # Of multiprocessing's two servers the one has no children, the other workers.
-                serves = forked_by_driver and "-c" in process.cmdline()[1:3]
-                is_server = serves and "multiprocessing" in " ".join(process.cmdline())
-                if not is_server:
+                if start_method == "forkserver":
+                    # The driver's own children are servers, which for a moment look as it does.
+                    is_worker = not forked_by_driver
+                else:
+                    is_worker = "multiprocessing" not in " ".join(process.cmdline())
+                if is_worker:
                     found.append(pid)
         return found
 

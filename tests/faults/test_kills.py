@@ -28,6 +28,7 @@ class Way:
 
     def __init__(self, lives: Nursery, directory: Path, backend: str, start_method: str | None):
         self.lives = lives
+        self.start_method = start_method
         self.arguments = (COUNT, backend, start_method)
         self.clean = new_directory(directory / "clean")
         self._measure(new_directory(directory / "warm"))
@@ -117,7 +118,7 @@ class Trial:
         elif whom == "all":
             life.kill_all()
         else:
-            while not (workers := life.workers()) and not life.is_over():
+            while not (workers := life.workers(self.way.start_method)) and not life.is_over():
                 time.sleep(0.001)
             with suppress(ProcessLookupError):
                 if workers:
