@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
+from other_programs import Rows, RunPython, query
 from stages_for_tests import TESTS_FIRST
 
 from psnc import group_commit
@@ -58,10 +56,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for what, number in sorted(tried.items()):
             terminalreporter.line(f"faults: {number:,} {what}")
         terminalreporter.line(f"faults: {len(failed)} tests found something lost or different")
-
-
-Rows = list[tuple[Any, ...]]
-RunPython = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(autouse=True)
@@ -123,12 +117,6 @@ def run_python(tmp_path: Path) -> RunPython:
         return finished
 
     return run
-
-
-def query(database: str | os.PathLike[str], text: str, *arguments: Any) -> Rows:
-    """Ask a database over a connection of its own, as another program would."""
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30)) as connection:
-        return connection.execute(text, arguments).fetchall()
 
 
 @pytest.fixture(name="query")

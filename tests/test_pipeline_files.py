@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from other_programs import RunPython
 from stages_for_tests import (
     Add,
     Discard,
@@ -34,7 +35,6 @@ from stages_for_tests import (
 )
 
 import psnc
-from conftest import RunPython
 from psnc import ConfigurationError, Filter, Param, Pipeline, PipelineError
 from psnc.manager import PluginManager
 from psnc.pipeline_files.yaml_text import read_yaml

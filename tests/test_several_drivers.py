@@ -21,6 +21,7 @@ import psutil
 import pytest
 from command_line import Psnc, psnc, write
 from drivers import Driver, Start, start, wait_for_end
+from other_programs import query
 from stages_for_tests import (
     Discard,
     FailOn,
@@ -31,7 +32,6 @@ from stages_for_tests import (
     wait_until,
 )
 
-from conftest import query
 from psnc import (
     DriverConflictError,
     Pipeline,

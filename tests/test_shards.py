@@ -12,6 +12,7 @@ from command_line import Psnc, psnc, write
 from drivers import Start, start
 from hypothesis import given
 from hypothesis import strategies as st
+from other_programs import query
 from stages_for_tests import (
     GroupedDiscard,
     Pairs,
@@ -19,7 +20,6 @@ from stages_for_tests import (
     read_journal,
 )
 
-from conftest import query
 from psnc import IndexRangeError, Pipeline, PipelineError, run_pipeline
 from psnc.claims import Claim
 from psnc.index_ranges import ranges_in, ranges_text

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from command_line import Psnc, Write, psnc, write
+from other_programs import RunPython, query
 from stages_for_tests import Discard, Journal, Numbers, Sum, WriteText, read_journal
 
-from conftest import RunPython, query
 from psnc import (
     Filter,
     IndexRecord,
