@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import attrs
 
@@ -34,6 +34,7 @@ from psnc.worker import BatchResult, WorkerTask
 __all__ = ["Session", "run_pipeline"]
 
 
+@overload
 def run_pipeline(
     pipeline: Pipeline[Any],
     n_jobs: int = 1,
@@ -51,8 +52,57 @@ def run_pipeline(
     on_error: Literal["continue", "raise"] = "continue",
     on_code_change: OnCodeChange = "warn",
     progress: bool | None = None,
+    *,
+    collect: Literal[True] = True,
     **backend_options: Any,
-) -> list[list[str]]:
+) -> list[list[str]]: ...
+
+
+@overload
+def run_pipeline(
+    pipeline: Pipeline[Any],
+    n_jobs: int = 1,
+    backend: str | None = None,
+    indices: Iterable[int] | None = None,
+    resume: bool | None = None,
+    db_dir: str | os.PathLike[str] | None = None,
+    store: str | None = None,
+    retries: int = 0,
+    retry_on: type[BaseException] | tuple[type[BaseException], ...] = BaseException,
+    retry_delay: float = 1.0,
+    timeout: float | None = None,
+    max_failures: int | None = None,
+    grace: float | None = None,
+    on_error: Literal["continue", "raise"] = "continue",
+    on_code_change: OnCodeChange = "warn",
+    progress: bool | None = None,
+    *,
+    collect: Literal[False],
+    **backend_options: Any,
+) -> RunSummary: ...
+
+
+def run_pipeline(
+    pipeline: Pipeline[Any],
+    n_jobs: int = 1,
+    backend: str | None = None,
+    indices: Iterable[int] | None = None,
+    resume: bool | None = None,
+    db_dir: str | os.PathLike[str] | None = None,
+    store: str | None = None,
+    retries: int = 0,
+    retry_on: type[BaseException] | tuple[type[BaseException], ...] = BaseException,
+    retry_delay: float = 1.0,
+    timeout: float | None = None,
+    max_failures: int | None = None,
+    grace: float | None = None,
+    on_error: Literal["continue", "raise"] = "continue",
+    on_code_change: OnCodeChange = "warn",
+    progress: bool | None = None,
+    *,
+    collect: bool = True,
+    **backend_options: Any,
+) -> list[list[str]] | RunSummary:
     """Run a pipeline over many indices.
 
     Indices that the pipeline's database holds as completed are not run again. Failed ones are.
@@ -95,13 +145,17 @@ def run_pipeline(
         :class:`psnc.CodeChangedError`, run them again, or nothing.
     progress : bool, optional
         Show progress on standard error; by default if that is a terminal.
+    collect : bool
+        Whether to return the output paths of every index. Without them the driver needs no more
+        memory for a million finished indices than for ten.
     **backend_options
         What the backend takes besides.
 
     Returns
     -------
     list of list of str
-        The sink's output paths in the order of ``indices``; empty for an index that failed.
+        The sink's output paths in the order of ``indices``; empty for an index that failed. With
+        ``collect=False`` a :class:`psnc.RunSummary` instead: how many ran, and which failed.
 
     Raises
     ------
@@ -129,10 +183,11 @@ def run_pipeline(
         on_error=on_error,
         on_code_change=on_code_change,
         progress=progress,
+        collect=collect,
         backend_options=backend_options,
     )
-    session.run()
-    return session.results()
+    summary = session.run()
+    return session.results() if collect else summary
 
 
 class Session:
@@ -161,6 +216,7 @@ class Session:
         on_error: Literal["continue", "raise"] = "continue",
         on_code_change: OnCodeChange = "warn",
         progress: bool | None = None,
+        collect: bool = True,
         backend_options: dict[str, Any] | None = None,
     ) -> None:
         if not isinstance(pipeline, Pipeline):
@@ -190,9 +246,12 @@ class Session:
             )
         # Before anything is made: what is asked for may not exist.
         self._requested = _normalised(pipeline, indices)
+        self._distinct = _distinct(self._requested)
         self.run_state = _begin(pipeline, self.plugins, resume, db_dir, store)
         self.run_state.show_progress = progress
         self.pipeline = self.run_state.pipeline
+        self._collect = collect
+        self._earlier: Mapping[int, list[str]] = {}
         self._outputs: dict[int, list[str]] = {}
         self._failed: dict[int, str] = {}
         self._completed = 0
@@ -230,23 +289,37 @@ class Session:
         return self.summary
 
     def results(self) -> list[list[str]]:
-        """Return output paths in the order in which the indices were asked for."""
-        return [self._outputs.get(index, []) for index in self._requested]
+        """Return output paths in the order in which the indices were asked for.
+
+        Raises
+        ------
+        PipelineError
+            If they were not collected.
+        """
+        if not self._collect:
+            raise PipelineError(
+                "this run kept no output paths: ask the pipeline for them "
+                "(output_paths_for_index), or run with collect=True"
+            )
+        earlier, own = self._earlier, self._outputs
+        return [own[i] if i in own else earlier.get(i, []) for i in self._requested]
 
     # --- before -------------------------------------------------------------------------------
 
-    def _take_completed(self) -> list[int]:
+    def _take_completed(self) -> Sequence[int]:
         """Take earlier results over, and return the distinct indices that are left to run."""
-        requested = sorted(set(self._requested))
         store = self.run_state.store
         if store is None:
-            return requested
-        completed = store.completed_outputs()
-        left = [index for index in requested if index not in completed]
-        self._cached = len(requested) - len(left)
-        if self._cached:
-            self._outputs = {i: completed[i] for i in requested if i in completed}
-        return left
+            return self._distinct
+        completed = store.completed_outputs() if self._collect else store.completed_indices()
+        if not completed:
+            return self._distinct
+        left = [index for index in self._distinct if index not in completed]
+        self._cached = len(self._distinct) - len(left)
+        if isinstance(completed, dict):
+            asked_for_all = self._cached == len(completed)
+            self._earlier = completed if asked_for_all else _among(completed, self._distinct)
+        return _as_range(left)
 
     # --- during -------------------------------------------------------------------------------
 
@@ -282,7 +355,7 @@ class Session:
         finally:
             task.remove_shared_directory()
 
-    def _run_batches(self, task: WorkerTask, groups: list[tuple[int, ...]]) -> None:
+    def _run_batches(self, task: WorkerTask, groups: Collection[tuple[int, ...]]) -> None:
         self._backend.start(task)
         dispatcher = Dispatcher(self._backend, task, groups, self._policy, self._take_retry)
         self._quarantined = dispatcher.quarantined
@@ -329,7 +402,8 @@ class Session:
 
     def _take_record(self, record: IndexRecord) -> None:
         if record.status == "completed":
-            self._outputs[record.index] = list(record.output_paths)
+            if self._collect:
+                self._outputs[record.index] = list(record.output_paths)
             self._completed += not record.cached
             self._cached += record.cached
         else:
@@ -345,7 +419,7 @@ class Session:
         run.in_session = False
         failure = self._write_out(interrupted)
         self.summary = RunSummary(
-            requested=len(set(self._requested)),
+            requested=len(self._distinct),
             completed=self._completed,
             cached=self._cached,
             failed=dict(sorted(self._failed.items())),
@@ -378,16 +452,38 @@ class Session:
         return None
 
 
-def _normalised(pipeline: Pipeline[Any], indices: Iterable[int] | None) -> list[int]:
+def _normalised(pipeline: Pipeline[Any], indices: Iterable[int] | None) -> Sequence[int]:
     total = len(pipeline.source)
     if indices is None:
-        return list(range(total))
+        return range(total)
+    if isinstance(indices, range) and all(
+        0 <= end < total for end in (*indices[:1], *indices[-1:])
+    ):
+        return indices
     if not isinstance(indices, Iterable):
         raise PipelineError(f"indices={indices!r}: give a list or a range of indices")
     return [pipeline.normalise(index, total) for index in indices]
 
 
-def _ends_of(groups: Sequence[tuple[int, ...]]) -> frozenset[int] | None:
+def _distinct(indices: Sequence[int]) -> Sequence[int]:
+    """Return indices in order and once each."""
+    if isinstance(indices, range):
+        return indices if indices.step > 0 else indices[::-1]
+    return sorted(set(indices))
+
+
+def _as_range(indices: list[int]) -> Sequence[int]:
+    """Return sorted, distinct indices as a range, which takes no memory, if they are one."""
+    if indices and indices[-1] - indices[0] == len(indices) - 1:
+        return range(indices[0], indices[-1] + 1)
+    return indices
+
+
+def _among(outputs: dict[int, list[str]], indices: Sequence[int]) -> dict[int, list[str]]:
+    return {index: outputs[index] for index in indices if index in outputs}
+
+
+def _ends_of(groups: Collection[tuple[int, ...]]) -> frozenset[int] | None:
     """Return the last index of each group; ``None`` where each index is a group."""
     if all(len(group) == 1 for group in groups):
         return None

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from typing import Any
 
@@ -17,9 +18,13 @@ from psnc.errors import StoreError
 from psnc.group_commit import GroupCommitStore
 from psnc.store import Counts, IndexRow, RunRow, StageTotal
 
-__all__ = ["SQLStore", "Statement"]
+__all__ = ["CHUNK", "Rows", "SQLStore", "Statement"]
 
 Statement = tuple[str, tuple[Any, ...]]
+Rows = list[tuple[Any, ...]]
+
+# Of so many rows at a time: an answer about a million indices takes little more memory than itself.
+CHUNK = 5_000
 
 # Results first: whoever holds the row of a result holds what belongs to it.
 INDEX_TABLES = ("index_results", "stage_metrics", "output_files", "filter_artifacts", "logs")
@@ -42,6 +47,19 @@ class SQLStore(GroupCommitStore):
         StoreError
             If the database cannot be read.
         """
+
+    @contextmanager
+    def read_in_chunks(self, query: str, *arguments: Any) -> Iterator[Iterable[Rows]]:
+        """Run a query, and have its rows a few at a time, all of one moment.
+
+        This one has them all in memory. A store that can do with less does so.
+
+        Raises
+        ------
+        StoreError
+            If the database cannot be read.
+        """
+        yield [self.read(query, *arguments)[0]]
 
     @abstractmethod
     def change(self, statements: Sequence[Statement], *, alone: bool = False) -> None:
@@ -103,20 +121,27 @@ class SQLStore(GroupCommitStore):
 
     def completed_outputs(self) -> dict[int, list[str]]:
         """Return the output paths of every completed index."""
-        rows = self._ask("SELECT idx, output_paths", _COMPLETED)
-        # One parse of the joined text is several times faster than one a row.
-        paths = json.loads(f"[{','.join(row[1] for row in rows)}]")
-        return dict(zip((row[0] for row in rows), paths, strict=True))
+        found: dict[int, list[str]] = {}
+        with self._ask_in_chunks("SELECT idx, output_paths", _COMPLETED) as chunks:
+            for rows in chunks:
+                # One parse of the joined text is several times faster than one a row.
+                paths = json.loads(f"[{','.join([row[1] for row in rows])}]")
+                found.update(zip([row[0] for row in rows], paths, strict=True))
+        return found
 
     def completed_indices(self) -> set[int]:
         """Return the completed indices."""
-        return {row[0] for row in self._ask("SELECT idx", _COMPLETED)}
+        with self._ask_in_chunks("SELECT idx", _COMPLETED) as chunks:
+            return {row[0] for rows in chunks for row in rows}
 
     def index_names(self) -> dict[int, str]:
         """Return what the source called each completed index."""
-        rows = self._ask("SELECT idx, measurements", f"{_COMPLETED} AND measurements IS NOT NULL")
-        each = ((row[0], json.loads(row[1]).get("index_name")) for row in rows)
-        return {index: name for index, name in each if name is not None}
+        named = f"{_COMPLETED} AND measurements IS NOT NULL"
+        with self._ask_in_chunks("SELECT idx, measurements", named) as chunks:
+            each = (
+                (row[0], json.loads(row[1]).get("index_name")) for rows in chunks for row in rows
+            )
+            return {index: name for index, name in each if name is not None}
 
     def code_versions(self) -> dict[str, CodeVersion]:
         """Return what the code of the stages was, by its digest."""
@@ -145,8 +170,9 @@ class SQLStore(GroupCommitStore):
 
     def failed_indices(self) -> dict[int, str]:
         """Return the failed indices with their error messages."""
-        rows = self._ask("SELECT idx, error", f"{_RESULTS} AND status = 'error' ORDER BY idx")
-        return dict(rows)
+        failed = f"{_RESULTS} AND status = 'error' ORDER BY idx"
+        with self._ask_in_chunks("SELECT idx, error", failed) as chunks:
+            return {index: error for rows in chunks for index, error in rows}
 
     def counts(self, total: int) -> Counts:
         """Return how far the run is, of the indices below ``total``."""
@@ -218,6 +244,11 @@ class SQLStore(GroupCommitStore):
     def _ask(self, columns: str, tables: str, *arguments: Any) -> list[Any]:
         """Run a query whose first parameter is the selected run."""
         return self.read(f"{columns} {tables}", self.run_id, *arguments)[0]
+
+    def _ask_in_chunks(
+        self, columns: str, tables: str, *arguments: Any
+    ) -> AbstractContextManager[Iterable[Rows]]:
+        return self.read_in_chunks(f"{columns} {tables}", self.run_id, *arguments)
 
     def _ask_dicts(self, columns: str, tables: str, *arguments: Any) -> list[dict[str, Any]]:
         rows, names = self.read(f"{columns} {tables}", self.run_id, *arguments)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import sqlite3
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -27,7 +29,7 @@ from psnc.builtin.checkpoint.indices import (
 )
 from psnc.builtin.checkpoint.schema import columns_of
 from psnc.errors import StoreError
-from psnc.sql_store import SQLStore
+from psnc.sql_store import Rows, SQLStore
 
 __all__ = ["VerifiedStore"]
 
@@ -57,23 +59,30 @@ class VerifiedStore(SQLStore):
 
     def completed_outputs(self) -> dict[int, list[str]]:
         """Return the output paths of every completed index."""
-        rows = self._completed()
-        # One parse of the joined text is several times faster than one a row.
-        paths = self._parsed(f"[{','.join([row[1] for row in rows])}]")
-        return dict(zip((row[0] for row in rows), paths, strict=True))
+        found: dict[int, list[str]] = {}
+        with self._completed() as chunks:
+            for rows in chunks:
+                # One parse of the joined text is several times faster than one a row.
+                paths = self._parsed(f"[{','.join([row[1] for row in rows])}]")
+                if len(paths) != len(rows):
+                    raise self._no_arrays()
+                found.update(zip([row[0] for row in rows], paths, strict=True))
+        return found
 
     def completed_indices(self) -> set[int]:
         """Return the completed indices."""
-        return {row[0] for row in self._completed()}
+        with self._completed() as chunks:
+            return {row[0] for rows in chunks for row in rows}
 
     def failed_indices(self) -> dict[int, str]:
         """Return the failed indices with their error messages."""
         found = {}
-        rows = self._results("idx, output_paths, error", "status = 'error' ORDER BY idx")
-        for index, paths, error, checksum in rows:
-            if checksum is not None:
-                self._compare(index, "error", paths, error, checksum)
-            found[index] = error
+        query = self._results_query("idx, output_paths, error", "status = 'error' ORDER BY idx")
+        with self.read_in_chunks(query, self.run_id) as chunks:
+            for index, paths, error, checksum in chain.from_iterable(chunks):
+                if checksum is not None:
+                    self._compare(index, "error", paths, error, checksum)
+                found[index] = error
         return found
 
     def output_paths(self, index: int) -> list[str]:
@@ -148,9 +157,14 @@ class VerifiedStore(SQLStore):
     def _connection(self) -> sqlite3.Connection:
         """Return the calling thread's connection; called with the gate held."""
 
-    def _completed(self) -> list[tuple[Any, ...]]:
-        """Return index, paths and checksum of every completed index, which are as written."""
-        rows = self._results("idx, output_paths", "status = 'completed'")
+    @contextmanager
+    def _completed(self) -> Iterator[Iterable[Rows]]:
+        """Have index, paths and checksum of every completed index, which are as written."""
+        query = self._results_query("idx, output_paths", "status = 'completed'")
+        with self.read_in_chunks(query, self.run_id) as chunks:
+            yield map(self._as_written, chunks)
+
+    def _as_written(self, rows: Rows) -> Rows:
         run_id = self.run_id
         for index, paths, checksum in rows:
             # In line, for the sake of a million rows; without a checksum it is of an earlier psnc.
@@ -162,11 +176,14 @@ class VerifiedStore(SQLStore):
             raise self._not_as_written(index)
         return rows
 
-    def _results(self, columns: str, condition: str, *arguments: Any) -> list[tuple[Any, ...]]:
+    def _results(self, columns: str, condition: str, *arguments: Any) -> Rows:
         """Return these columns and the checksum of results of the selected run."""
-        checksum = self.column("index_results", "checksum")
-        query = f"SELECT {columns}, {checksum} FROM index_results WHERE run_id = ? AND {condition}"
+        query = self._results_query(columns, condition)
         return self.read(query, self.run_id, *arguments)[0]
+
+    def _results_query(self, columns: str, condition: str) -> str:
+        checksum = self.column("index_results", "checksum")
+        return f"SELECT {columns}, {checksum} FROM index_results WHERE run_id = ? AND {condition}"
 
     def _compare(
         self, index: int, status: str, paths: str, error: str | None, checksum: int
@@ -181,8 +198,11 @@ class VerifiedStore(SQLStore):
         try:
             parsed: list[Any] = json.loads(paths)
         except (ValueError, TypeError):
-            raise damaged(self.path, "output_paths are no JSON arrays") from None
+            raise self._no_arrays() from None
         return parsed
+
+    def _no_arrays(self) -> StoreError:
+        return damaged(self.path, "output_paths are no JSON arrays")
 
 
 def _as_dicts(stored: StoredIndex) -> list[Mapping[str, Any]]:
