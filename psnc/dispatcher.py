@@ -214,11 +214,12 @@ class Dispatcher:
             records = [attrs.evolve(record, cached=False) for record in records]
         final, failures = [], []
         for record in records:
-            failure = _Failure(record, is_worth_it=record.index not in result.lasting_failures)
-            if record.status == "error" and self._tries_again(failure):
-                failures.append(failure)
-            else:
-                final.append(self._ended(record))
+            if record.status == "error":
+                failure = _Failure(record, is_worth_it=record.index not in result.lasting_failures)
+                if self._tries_again(failure):
+                    failures.append(failure)
+                    continue
+            final.append(self._ended(record))
         skipped = flight.batch[len(records) :]
         if failures:
             self._wait_and_retry(failures, skipped, flight.after)

@@ -50,12 +50,19 @@ class VerifiedStore(SQLStore):
         pending = self.pending(index)
         if pending is not None and pending.status == "completed":
             return pending.output_paths
-        rows = self._results("output_paths", "idx = ? AND status = 'completed'", index)
-        for paths, checksum in rows:
-            if checksum is not None:
-                self._compare(index, "completed", paths, None, checksum)
-            return tuple(self._parsed(paths))
-        return None
+        # By the shortest way: every index that is to run is asked for first.
+        query = self._results_query("output_paths", "idx = ? AND status = 'completed'")
+        with self.gate:
+            try:
+                row = self._connection().execute(query, (self.run_id, index)).fetchone()
+            except DATABASE_ERRORS as error:
+                raise_store_error(self.path, "read", error)
+        if row is None:
+            return None
+        paths, checksum = row
+        if checksum is not None:
+            self._compare(index, "completed", paths, None, checksum)
+        return tuple(self._parsed(paths))
 
     def completed_outputs(self) -> dict[int, list[str]]:
         """Return the output paths of every completed index."""
