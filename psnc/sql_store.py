@@ -11,6 +11,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from psnc.code_versions import CodeVersion, parsed_versions
@@ -25,6 +26,9 @@ Rows = list[tuple[Any, ...]]
 
 # Of so many rows at a time: an answer about a million indices takes little more memory than itself.
 CHUNK = 5_000
+
+# In one transaction, for which others wait.
+_RANGES_AT_ONCE = 1_000
 
 # Results first: whoever holds the row of a result holds what belongs to it.
 INDEX_TABLES = ("index_results", "stage_metrics", "output_files", "filter_artifacts", "logs")
@@ -112,6 +116,15 @@ class SQLStore(GroupCommitStore):
         key = (self.run_id, index)
         delete = "DELETE FROM {{schema}}.{} WHERE run_id = ? AND idx = ?"
         self.change([(delete.format(table), key) for table in INDEX_TABLES], alone=True)
+
+    def reset_indices(self, indices: Iterable[int]) -> None:
+        """Forget indices, and their log entries; those that follow each other at once."""
+        delete = "DELETE FROM {{schema}}.{} WHERE run_id = ? AND idx BETWEEN ? AND ?"
+        ranges = _ranges(sorted(set(indices)))
+        while some := list(islice(ranges, _RANGES_AT_ONCE)):
+            keys = [(self.run_id, *ends) for ends in some]
+            statements = [(delete.format(table), key) for key in keys for table in INDEX_TABLES]
+            self.change(statements, alone=True)
 
     # --- questions ----------------------------------------------------------------------------
 
@@ -253,6 +266,15 @@ class SQLStore(GroupCommitStore):
     def _ask_dicts(self, columns: str, tables: str, *arguments: Any) -> list[dict[str, Any]]:
         rows, names = self.read(f"{columns} {tables}", self.run_id, *arguments)
         return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _ranges(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield first and last of each range of sorted, distinct indices."""
+    start = 0
+    for end in range(1, len(indices) + 1):
+        if end == len(indices) or indices[end] != indices[end - 1] + 1:
+            yield indices[start], indices[end - 1]
+            start = end
 
 
 def _of_index(tables: str, index: int | None, order: str) -> tuple[Any, ...]:

@@ -267,3 +267,12 @@ def test_paths_that_are_several_arrays_are_damage(large: SQLiteStore) -> None:
         connection.commit()
     with pytest.raises(StoreError, match="output_paths are no JSON arrays"):
         large.completed_outputs()
+
+
+def test_many_indices_are_forgotten_and_no_others(large: SQLiteStore) -> None:
+    gone = {0, COUNT - 1, *range(10, 2 * CHUNK), *range(2 * CHUNK, 4 * CHUNK, 3)}
+    large.reset_indices([*gone, 0, 12])
+    left = set(range(COUNT)) - gone
+    assert large.completed_indices() | large.failed_indices().keys() == left
+    large.reset_indices([])
+    assert len(large.completed_outputs()) == sum(index % 4 != 0 for index in left)
