@@ -260,6 +260,22 @@ def test_damage_in_a_late_chunk_is_an_error_and_leaves_the_store_of_use(
     assert large.lookup(0) == ("late.bin",)
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_pythons_search_for_cycles_is_left_as_it_was(enabled: bool, large: SQLiteStore) -> None:
+    (gc.enable if enabled else gc.disable)()
+    try:
+        large.completed_outputs()
+        assert gc.isenabled() is enabled
+        with closing(sqlite3.connect(large.path)) as connection:
+            connection.execute("UPDATE index_results SET checksum = 1")
+            connection.commit()
+        with pytest.raises(StoreError):
+            large.completed_outputs()
+        assert gc.isenabled() is enabled
+    finally:
+        gc.enable()
+
+
 def test_paths_that_are_several_arrays_are_damage(large: SQLiteStore) -> None:
     with closing(sqlite3.connect(large.path)) as connection:
         twice = ",".join([json.dumps(paths_of(1))] * 2)
