@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from itertools import count
 
@@ -78,7 +78,7 @@ class Dispatcher:
         Runs the batches.
     task : WorkerTask
         What the backend was started with.
-    groups : sequence of tuple of int
+    groups : collection of tuple of int
         The indices, those that must stay together in one tuple.
     policy : RetryPolicy
         Which failures have another attempt.
@@ -99,14 +99,15 @@ class Dispatcher:
         self,
         backend: Backend,
         task: WorkerTask,
-        groups: Sequence[tuple[int, ...]],
+        groups: Collection[tuple[int, ...]],
         policy: RetryPolicy,
         on_retry: Callable[[IndexRecord, int, float], None],
         on_wake: Callable[[], None],
     ) -> None:
         self._backend = backend
         self._task = task
-        self._groups = deque(groups)
+        self._groups = iter(groups)
+        self._next_group = next(self._groups, None)
         self._left = sum(len(group) for group in groups)
         self._policy = policy
         self._on_retry = on_retry
@@ -137,7 +138,7 @@ class Dispatcher:
     @property
     def done(self) -> bool:
         """Whether every index has come back."""
-        return not (self._groups or self._ready or self._waiting or self._running)
+        return not (self._next_group or self._ready or self._waiting or self._running)
 
     def stop_dispatching(self) -> None:
         """Start nothing more, and let workers end after their present index."""
@@ -163,7 +164,7 @@ class Dispatcher:
                 self._submit(heapq.heappop(self._waiting)[2])
             elif self._ready:
                 self._submit(self._ready.popleft())
-            elif self._groups:
+            elif self._next_group:
                 self._submit(_Flight(self._next_batch()))
             else:
                 return
@@ -183,10 +184,11 @@ class Dispatcher:
         return 1 if self._backend.n_jobs == 1 else self._backend.n_jobs * in_flight
 
     def _next_batch(self) -> tuple[int, ...]:
-        batch = list(self._groups.popleft())
+        batch: list[int] = []
         size = self._batch_size()
-        while self._groups and len(batch) + len(self._groups[0]) <= size:
-            batch += self._groups.popleft()
+        while (group := self._next_group) and (not batch or len(batch) + len(group) <= size):
+            batch += group
+            self._next_group = next(self._groups, None)
         self._left -= len(batch)
         return tuple(batch)
 
@@ -222,11 +224,12 @@ class Dispatcher:
             records = [attrs.evolve(record, cached=False) for record in records]
         final, failures = [], []
         for record in records:
-            failure = _Failure(record, is_worth_it=record.index not in result.lasting_failures)
-            if record.status == "error" and self._tries_again(failure):
-                failures.append(failure)
-            else:
-                final.append(self._ended(record))
+            if record.status == "error":
+                failure = _Failure(record, is_worth_it=record.index not in result.lasting_failures)
+                if self._tries_again(failure):
+                    failures.append(failure)
+                    continue
+            final.append(self._ended(record))
         skipped = flight.batch[len(records) :]
         if failures:
             self._wait_and_retry(failures, skipped, flight.after)

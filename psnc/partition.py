@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from psnc.errors import PartitionError
@@ -11,9 +11,25 @@ from psnc.stages import Sink, Source, stage_name
 __all__ = ["partition"]
 
 
+class _EachAlone(Collection[tuple[int, ...]]):
+    """Groups of one index each, which take no memory until they are looked at."""
+
+    def __init__(self, indices: Sequence[int]) -> None:
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
+        return zip(self._indices)
+
+    def __contains__(self, group: object) -> bool:
+        return isinstance(group, tuple) and len(group) == 1 and group[0] in self._indices
+
+
 def partition(
     source: Source[Any], sink: Sink[Any], indices: Sequence[int]
-) -> list[tuple[int, ...]]:
+) -> Collection[tuple[int, ...]]:
     """Split indices into groups, each to be run in order by one worker.
 
     Indices that either stage wants together are together: the groups are the connected
@@ -30,7 +46,7 @@ def partition(
         if (groups := stage.partition_indices(indices)) is not None
     ]
     if not wishes:
-        return [(index,) for index in indices]
+        return _EachAlone(indices)
     if len(wishes) == 1:
         return sorted((group for group in wishes[0] if group), key=lambda group: group[0])
     return _connected(wishes, indices)

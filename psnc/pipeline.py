@@ -376,8 +376,9 @@ class Pipeline(Generic[T]):
     def remaining_indices(self) -> list[int]:
         """Return the indices neither completed nor failed, sorted."""
         store = self.require_store("remaining_indices()")
-        ended = store.completed_indices() | store.failed_indices().keys()
-        return [index for index in range(len(self.source)) if index not in ended]
+        completed, failed = store.completed_indices(), store.failed_indices()
+        every = range(len(self.source))
+        return [index for index in every if index not in completed and index not in failed]
 
     def summary(self) -> dict[str, Any]:
         """Return how far the pipeline is.

@@ -231,7 +231,9 @@ class Run:
         if self.store is None or type(source).index_name is Source.index_name:
             return
         self.store.flush()
-        for index, then in sorted(self.store.index_names().items()):
+        names = self.store.index_names()
+        for index in sorted(names):
+            then = names[index]
             now = source.index_name(index) if index < self.total_indices else then
             if now != then:
                 raise SourceError(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import attrs
 
@@ -41,6 +41,7 @@ from psnc.worker import BatchResult, WorkerTask
 __all__ = ["Session", "run_pipeline"]
 
 
+@overload
 def run_pipeline(
     pipeline: Pipeline[Any],
     n_jobs: int = 1,
@@ -60,8 +61,47 @@ def run_pipeline(
     on_code_change: OnCodeChange = "warn",
     progress: bool | None = None,
     shard: str | tuple[int, int] | None = None,
+    *,
+    collect: Literal[True] = True,
     **backend_options: Any,
-) -> list[list[str]]:
+) -> list[list[str]]: ...
+
+
+@overload
+def run_pipeline(
+    pipeline: Pipeline[Any],
+    n_jobs: int = 1,
+    backend: str | None = None,
+    indices: Iterable[int] | None = None,
+    *,
+    collect: Literal[False],
+    **options: Any,
+) -> RunSummary: ...
+
+
+def run_pipeline(
+    pipeline: Pipeline[Any],
+    n_jobs: int = 1,
+    backend: str | None = None,
+    indices: Iterable[int] | None = None,
+    resume: bool | None = None,
+    db_dir: str | os.PathLike[str] | None = None,
+    store: str | None = None,
+    retries: int = 0,
+    retry_on: type[BaseException] | tuple[type[BaseException], ...] = BaseException,
+    retry_delay: float = 1.0,
+    timeout: float | None = None,
+    max_failures: int | None = None,
+    grace: float | None = None,
+    verify: VerifyLevel | None = None,
+    on_error: Literal["continue", "raise"] = "continue",
+    on_code_change: OnCodeChange = "warn",
+    progress: bool | None = None,
+    shard: str | tuple[int, int] | None = None,
+    *,
+    collect: bool = True,
+    **backend_options: Any,
+) -> list[list[str]] | RunSummary:
     """Run a pipeline over many indices.
 
     Indices that the pipeline's database holds as completed are not run again. Failed ones are.
@@ -112,6 +152,9 @@ def run_pipeline(
         Only a part of ``indices``, for several drivers that share them: ``"3/16"`` or ``(3, 16)``
         for the third of sixteen. The parts are as equal as possible, and part no indices that
         belong together.
+    collect : bool
+        Whether to return the output paths of every index. Without them the driver needs no more
+        memory for a million finished indices than for ten.
     **backend_options
         What the backend takes besides.
 
@@ -119,7 +162,8 @@ def run_pipeline(
     -------
     list of list of str
         The sink's output paths in the order of ``indices``, or of those in the shard; empty for an
-        index that failed.
+        index that failed. With ``collect=False`` a :class:`psnc.RunSummary` instead: how many ran,
+        and which failed.
 
     Raises
     ------
@@ -153,10 +197,11 @@ def run_pipeline(
         on_code_change=on_code_change,
         progress=progress,
         shard=shard,
+        collect=collect,
         backend_options=backend_options,
     )
-    session.run()
-    return session.results()
+    summary = session.run()
+    return session.results() if collect else summary
 
 
 class Session:
@@ -187,6 +232,7 @@ class Session:
         on_code_change: OnCodeChange = "warn",
         progress: bool | None = None,
         shard: str | tuple[int, int] | None = None,
+        collect: bool = True,
         backend_options: dict[str, Any] | None = None,
     ) -> None:
         if not isinstance(pipeline, Pipeline):
@@ -218,11 +264,14 @@ class Session:
         # Before anything is made: what is asked for may not exist.
         self._asked_for = _normalised(pipeline, indices)
         self._requested = _in_shard(pipeline, self._asked_for, shard)
-        self._claimed = ALL if indices is shard is None else _ranges_of(self._requested)
+        self._distinct = _distinct(self._requested)
+        self._claimed = ALL if indices is shard is None else ranges_text(self._distinct)
         self.run_state = _begin(pipeline, self.plugins, resume, db_dir, store)
         self.run_state.show_progress = progress
         self.run_state.verify = verify
         self.pipeline = self.run_state.pipeline
+        self._collect = collect
+        self._earlier: Mapping[int, list[str]] = {}
         self._outputs: dict[int, list[str]] = {}
         self._failed: dict[int, str] = {}
         self._completed = 0
@@ -260,8 +309,20 @@ class Session:
         return self.summary
 
     def results(self) -> list[list[str]]:
-        """Return output paths in the order in which the indices were asked for."""
-        return [self._outputs.get(index, []) for index in self._requested]
+        """Return output paths in the order in which the indices were asked for.
+
+        Raises
+        ------
+        PipelineError
+            If they were not collected.
+        """
+        if not self._collect:
+            raise PipelineError(
+                "this run kept no output paths: ask the pipeline for them "
+                "(output_paths_for_index), or run with collect=True"
+            )
+        earlier, own = self._earlier, self._outputs
+        return [own[i] if i in own else earlier.get(i, []) for i in self._requested]
 
     def left_of_all_shards(self) -> int:
         """Return how many indices are not completed of those asked for, whatever the shard."""
@@ -281,29 +342,31 @@ class Session:
         run_name = f"the run {of_place}" if run_id is None else f"run {run_id} {of_place}"
         return DriverClaim(run.store, run.invocation_id, self._claimed, run_name)
 
-    def _take_completed(self) -> list[int]:
+    def _take_completed(self) -> Sequence[int]:
         """Take earlier results over, and return the distinct indices that are left to run."""
-        requested = sorted(set(self._requested))
         store = self.run_state.store
         if store is None:
-            return requested
-        completed = store.completed_outputs()
-        left = [index for index in requested if index not in completed]
-        self._cached = len(requested) - len(left)
-        if self._cached:
-            self._outputs = {i: completed[i] for i in requested if i in completed}
-        return left
+            return self._distinct
+        completed = store.completed_outputs() if self._collect else store.completed_indices()
+        if not completed:
+            return self._distinct
+        left = [index for index in self._distinct if index not in completed]
+        self._cached = len(self._distinct) - len(left)
+        if isinstance(completed, dict):
+            asked_for_all = self._cached == len(completed)
+            self._earlier = completed if asked_for_all else _among(completed, self._distinct)
+        return _as_range(left)
 
     def _answer_code_change(self) -> None:
         run = self.run_state
         if run.store is not None:
-            answer_code_change(run.store, run.code, self._requested, self._on_code_change)
+            answer_code_change(run.store, run.code, self._distinct, self._on_code_change)
 
     def _verify_completed(self) -> None:
         """Forget those indices whose outputs are gone or changed, if that is asked for."""
         level = self.run_state.verify
         if level is not None:
-            requested = sorted(set(self._requested))
+            requested = self._distinct
             self._lost_outputs = reset_lost_indices(self.run_state, requested, level)
 
     # --- during -------------------------------------------------------------------------------
@@ -349,7 +412,7 @@ class Session:
             task.remove_shared_directory()
 
     def _run_batches(
-        self, task: WorkerTask, groups: list[tuple[int, ...]], claim: DriverClaim | None
+        self, task: WorkerTask, groups: Collection[tuple[int, ...]], claim: DriverClaim | None
     ) -> None:
         self._backend.start(task)
         on_wake = _nothing if claim is None else claim.require
@@ -400,7 +463,8 @@ class Session:
 
     def _take_record(self, record: IndexRecord) -> None:
         if record.status == "completed":
-            self._outputs[record.index] = list(record.output_paths)
+            if self._collect:
+                self._outputs[record.index] = list(record.output_paths)
             self._completed += not record.cached
             self._cached += record.cached
         else:
@@ -416,7 +480,7 @@ class Session:
         run.in_session = False
         failure = self._write_out(interrupted)
         self.summary = RunSummary(
-            requested=len(set(self._requested)),
+            requested=len(self._distinct),
             completed=self._completed,
             cached=self._cached,
             failed=dict(sorted(self._failed.items())),
@@ -450,37 +514,56 @@ class Session:
         return None
 
 
-def _normalised(pipeline: Pipeline[Any], indices: Iterable[int] | None) -> list[int]:
+def _normalised(pipeline: Pipeline[Any], indices: Iterable[int] | None) -> Sequence[int]:
     total = len(pipeline.source)
     if indices is None:
-        return list(range(total))
+        return range(total)
+    if isinstance(indices, range) and all(
+        0 <= end < total for end in (*indices[:1], *indices[-1:])
+    ):
+        return indices
     if not isinstance(indices, Iterable):
         raise PipelineError(f"indices={indices!r}: give a list or a range of indices")
     return [pipeline.normalise(index, total) for index in indices]
 
 
 def _in_shard(
-    pipeline: Pipeline[Any], indices: list[int], shard: str | tuple[int, int] | None
-) -> list[int]:
+    pipeline: Pipeline[Any], indices: Sequence[int], shard: str | tuple[int, int] | None
+) -> Sequence[int]:
     if shard is None:
         return indices
     own = Shard.of(shard)
     assert pipeline.sink is not None
     # Of all, whatever is completed, so that all drivers divide in the same way.
-    distinct = sorted(set(indices))
+    distinct = _distinct(indices)
     chosen = own.indices(partition(pipeline.source, pipeline.sink, distinct)) if distinct else ()
-    return [index for index in indices if index in chosen]
-
-
-def _ranges_of(indices: Sequence[int]) -> str:
-    return ranges_text(sorted(set(indices)))
+    left = [index for index in indices if index in chosen]
+    return _as_range(left) if indices is distinct else left
 
 
 def _nothing() -> None:
     pass
 
 
-def _ends_of(groups: Sequence[tuple[int, ...]]) -> frozenset[int] | None:
+def _distinct(indices: Sequence[int]) -> Sequence[int]:
+    """Return indices in order and once each."""
+    if isinstance(indices, range):
+        return indices if indices.step > 0 else indices[::-1]
+    return sorted(set(indices))
+
+
+def _as_range(indices: list[int]) -> Sequence[int]:
+    """Return sorted, distinct indices as a range, which takes no memory, if they are one."""
+    if indices and indices[-1] - indices[0] == len(indices) - 1:
+        return range(indices[0], indices[-1] + 1)
+    return indices
+
+
+def _among(outputs: dict[int, list[str]], indices: Sequence[int]) -> dict[int, list[str]]:
+    return {index: outputs[index] for index in indices if index in outputs}
+
+
+def _ends_of(groups: Collection[tuple[int, ...]]) -> frozenset[int] | None:
     """Return the last index of each group; ``None`` where each index is a group."""
     if all(len(group) == 1 for group in groups):
         return None

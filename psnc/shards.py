@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection
 
 from attrs import frozen
 
@@ -49,7 +49,7 @@ class Shard:
             raise PipelineError(f"shard={value!r}: parts are counted from 1 to {parts}")
         return cls(part, parts)
 
-    def indices(self, groups: Sequence[tuple[int, ...]]) -> frozenset[int]:
+    def indices(self, groups: Collection[tuple[int, ...]]) -> frozenset[int]:
         """Return the indices of this part: neighbouring groups, none of them divided.
 
         The parts are as equal as the groups allow. All parts together are all indices, and no two

@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from psnc.claims import Claim, claims_in, claims_text
@@ -20,9 +22,16 @@ from psnc.group_commit import GroupCommitStore
 from psnc.records import OutputFacts
 from psnc.store import Counts, IndexRow, RecordedFile, RunRow, StageTotal
 
-__all__ = ["SQLStore", "Statement"]
+__all__ = ["CHUNK", "Rows", "SQLStore", "Statement"]
 
 Statement = tuple[str, tuple[Any, ...]]
+Rows = list[tuple[Any, ...]]
+
+# Of so many rows at a time: an answer about a million indices takes little more memory than itself.
+CHUNK = 5_000
+
+# In one transaction, for which others wait.
+_RANGES_AT_ONCE = 1_000
 
 # Results first: whoever holds the row of a result holds what belongs to it.
 INDEX_TABLES = ("index_results", "stage_metrics", "output_files", "filter_artifacts", "logs")
@@ -45,6 +54,19 @@ class SQLStore(GroupCommitStore):
         StoreError
             If the database cannot be read.
         """
+
+    @contextmanager
+    def read_in_chunks(self, query: str, *arguments: Any) -> Iterator[Iterable[Rows]]:
+        """Run a query, and have its rows a few at a time, all of one moment.
+
+        This one has them all in memory. A store that can do with less does so.
+
+        Raises
+        ------
+        StoreError
+            If the database cannot be read.
+        """
+        yield [self.read(query, *arguments)[0]]
 
     @abstractmethod
     def change(self, statements: Sequence[Statement], *, alone: bool = False) -> None:
@@ -144,14 +166,14 @@ class SQLStore(GroupCommitStore):
         delete = "DELETE FROM {{schema}}.{} WHERE run_id = ? AND idx = ?"
         self.change([(delete.format(table), key) for table in INDEX_TABLES], alone=True)
 
-    def reset_indices(self, indices: Sequence[int]) -> None:
-        """Forget several indices and their log entries, so many in a transaction."""
-        for start in range(0, len(indices), _PORTION):
-            portion = indices[start : start + _PORTION]
-            marks = ", ".join("?" * len(portion))
-            delete = f"DELETE FROM {{{{schema}}}}.{{}} WHERE run_id = ? AND idx IN ({marks})"
-            keys = (self.run_id, *portion)
-            self.change([(delete.format(table), keys) for table in INDEX_TABLES], alone=True)
+    def reset_indices(self, indices: Iterable[int]) -> None:
+        """Forget indices, and their log entries; those that follow each other at once."""
+        delete = "DELETE FROM {{schema}}.{} WHERE run_id = ? AND idx BETWEEN ? AND ?"
+        ranges = _ranges(sorted(set(indices)))
+        while some := list(islice(ranges, _RANGES_AT_ONCE)):
+            keys = [(self.run_id, *ends) for ends in some]
+            statements = [(delete.format(table), key) for key in keys for table in INDEX_TABLES]
+            self.change(statements, alone=True)
 
     # --- questions ----------------------------------------------------------------------------
 
@@ -161,14 +183,18 @@ class SQLStore(GroupCommitStore):
 
     def completed_outputs(self) -> dict[int, list[str]]:
         """Return the output paths of every completed index."""
-        rows = self._ask("SELECT idx, output_paths", _COMPLETED)
-        # One parse of the joined text is several times faster than one a row.
-        paths = json.loads(f"[{','.join(row[1] for row in rows)}]")
-        return dict(zip((row[0] for row in rows), paths, strict=True))
+        found: dict[int, list[str]] = {}
+        with self._ask_in_chunks("SELECT idx, output_paths", _COMPLETED) as chunks:
+            for rows in chunks:
+                # One parse of the joined text is several times faster than one a row.
+                paths = json.loads(f"[{','.join([row[1] for row in rows])}]")
+                found.update(zip([row[0] for row in rows], paths, strict=True))
+        return found
 
     def completed_indices(self) -> set[int]:
         """Return the completed indices."""
-        return {row[0] for row in self._ask("SELECT idx", _COMPLETED)}
+        with self._ask_in_chunks("SELECT idx", _COMPLETED) as chunks:
+            return {row[0] for rows in chunks for row in rows}
 
     def recorded_files(
         self, indices: Sequence[int]
@@ -208,9 +234,12 @@ class SQLStore(GroupCommitStore):
 
     def index_names(self) -> dict[int, str]:
         """Return what the source called each completed index."""
-        rows = self._ask("SELECT idx, measurements", f"{_COMPLETED} AND measurements IS NOT NULL")
-        each = ((row[0], json.loads(row[1]).get("index_name")) for row in rows)
-        return {index: name for index, name in each if name is not None}
+        named = f"{_COMPLETED} AND measurements IS NOT NULL"
+        with self._ask_in_chunks("SELECT idx, measurements", named) as chunks:
+            each = (
+                (row[0], json.loads(row[1]).get("index_name")) for rows in chunks for row in rows
+            )
+            return {index: name for index, name in each if name is not None}
 
     def code_versions(self) -> dict[str, CodeVersion]:
         """Return what the code of the stages was, by its digest."""
@@ -239,8 +268,9 @@ class SQLStore(GroupCommitStore):
 
     def failed_indices(self) -> dict[int, str]:
         """Return the failed indices with their error messages."""
-        rows = self._ask("SELECT idx, error", f"{_RESULTS} AND status = 'error' ORDER BY idx")
-        return dict(rows)
+        failed = f"{_RESULTS} AND status = 'error' ORDER BY idx"
+        with self._ask_in_chunks("SELECT idx, error", failed) as chunks:
+            return {index: error for rows in chunks for index, error in rows}
 
     def counts(self, total: int) -> Counts:
         """Return how far the run is, of the indices below ``total``."""
@@ -323,9 +353,23 @@ class SQLStore(GroupCommitStore):
         """Run a query whose first parameter is the selected run."""
         return self.read(f"{columns} {tables}", self.run_id, *arguments)[0]
 
+    def _ask_in_chunks(
+        self, columns: str, tables: str, *arguments: Any
+    ) -> AbstractContextManager[Iterable[Rows]]:
+        return self.read_in_chunks(f"{columns} {tables}", self.run_id, *arguments)
+
     def _ask_dicts(self, columns: str, tables: str, *arguments: Any) -> list[dict[str, Any]]:
         rows, names = self.read(f"{columns} {tables}", self.run_id, *arguments)
         return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _ranges(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield first and last of each range of sorted, distinct indices."""
+    start = 0
+    for end in range(1, len(indices) + 1):
+        if end == len(indices) or indices[end] != indices[end - 1] + 1:
+            yield indices[start], indices[end - 1]
+            start = end
 
 
 def _of_index(tables: str, index: int | None, order: str) -> tuple[Any, ...]:

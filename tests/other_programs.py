@@ -1,4 +1,4 @@
-"""What tests have other programs do: Python in a process of its own, and questions to a database."""
+"""What tests have other programs do: run Python, and ask a database."""
 
 from __future__ import annotations
 

@@ -76,6 +76,44 @@ def test_a_large_allocation_shows_in_its_index_and_in_no_other(backend: str, que
     assert during - after > 190 * MB
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's high-water mark is Linux's")
+def test_what_the_process_was_before_it_was_this_program_is_not_its_peak(
+    tmp_path: Path, run_python: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sqlite3, subprocess, sys\n"
+        "from stages_for_tests import Discard, Numbers\n"
+        "from test_memory import Allocate\n"
+        "if len(sys.argv) == 1:\n"
+        "    block = bytearray(400_000_000)\n"
+        "    block[::4096] = b'x' * len(block[::4096])\n"
+        "    subprocess.run([sys.executable, __file__, 'child'], check=True)\n"
+        "else:\n"
+        "    pipeline = Numbers(3).filter(Allocate(1)).write(Discard())\n"
+        "    list(pipeline)\n"
+        "    rows = sqlite3.connect(pipeline.db_path).execute(\n"
+        "        'SELECT peak_memory_bytes FROM index_results ORDER BY idx').fetchall()\n"
+        "    (first,), (second,), (third,) = rows\n"
+        "    print(max(first, third) < 190_000_000 < second < 390_000_000)\n"
+    )
+    assert run_python(script).stdout == "True\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's high-water mark is Linux's")
+def test_the_short_way_to_the_mark_and_the_long_one_agree() -> None:
+    mark = memory._HighWaterMark()
+    try:
+        for begin in range(3):
+            mark.reset()
+            if begin == 1:
+                hold_200_mb()
+            (short,), long = mark.read(), mark._read_mark()
+            assert abs(short - long) < 2 * MB
+    finally:
+        mark.close()
+
+
 def test_memory_of_a_failed_index_is_recorded_too(query: Query) -> None:
     class Fail(Filter[int, int]):
         def __call__(self, items: Iterator[int]) -> Iterator[int]:

@@ -7,6 +7,7 @@ import logging
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -268,6 +269,7 @@ def run(
         verify=verify,
         progress=not no_progress,
         shard=shard,
+        collect=False,
     )
     try:
         summary = session.run()
@@ -304,18 +306,18 @@ def _gather(session: Session, *, is_shard: bool) -> None:
         say_gathered(gather(session.pipeline))
 
 
-def _expanded(ranges: list[range], total: int) -> list[int]:
+def _expanded(ranges: list[range], total: int) -> Sequence[int]:
     for each in ranges:
         # Before it is written out, which may take all memory.
         if each.stop > total:
             raise IndexRangeError(
                 f"index {each.stop - 1} is out of range: the source has {total} indices"
             )
-    return [index for each in ranges for index in each]
+    return ranges[0] if len(ranges) == 1 else [index for each in ranges for index in each]
 
 
 def _only_failed(
-    pipeline: Pipeline[Any], db_dir: str | None, indices: list[int] | None
+    pipeline: Pipeline[Any], db_dir: str | None, indices: Sequence[int] | None
 ) -> tuple[Pipeline[Any], list[int]]:
     pipeline = recorded(pipeline, db_dir, "--retry-failed")
     failed = pipeline.failed_indices

@@ -266,7 +266,7 @@ class _SinkCheck:
     def _groups(self, sink: Sink[Any]) -> Groups:
         __tracebackhide__ = True
         try:
-            return partition(self.source, sink, list(range(len(self.source))))
+            return list(partition(self.source, sink, list(range(len(self.source)))))
         except PartitionError as error:
             fail(sink, str(error))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -13,7 +14,7 @@ from psnc.config import Durability
 from psnc.errors import StoreError
 from psnc.group_commit import WorkerRow
 from psnc.records import IndexRecord, utc_timestamp
-from psnc.sql_store import SQLStore, Statement
+from psnc.sql_store import CHUNK, Rows, SQLStore, Statement
 from psnc_postgres.connection import (
     Connection,
     advisory_key,
@@ -116,6 +117,15 @@ class PostgresStore(SQLStore):
             return cursor.fetchall(), [column.name for column in cursor.description or ()]
 
         return self._use("read", read)
+
+    @contextmanager
+    def read_in_chunks(self, query: str, *arguments: Any) -> Iterator[Iterable[Rows]]:
+        """Run a query, and have its rows a few at a time, all of one moment.
+
+        The answer is here as a whole, but of Python's own objects there are a few at a time.
+        """
+        with closing(self._use("read", lambda it: self._execute(it, query, arguments))) as cursor:
+            yield iter(lambda: cursor.fetchmany(CHUNK), [])
 
     def change(self, statements: Sequence[Statement], *, alone: bool = False) -> None:
         """Write what waits, then run statements in one transaction."""

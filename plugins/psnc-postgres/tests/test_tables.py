@@ -15,6 +15,7 @@ from server import Server
 from stages import numbers_pipeline
 
 from psnc import Pipeline, StoreError
+from psnc.sql_store import CHUNK
 from psnc.testing.store_workplace import completed, failed
 from psnc_postgres.store import PostgresStore
 
@@ -285,3 +286,29 @@ def test_full_durability_waits_for_the_disk_however_the_server_is_set_up(
     execute(own_server, "DROP TRIGGER see ON psnc.index_results")
     with psycopg.connect(own_server.url()) as connection:
         assert connection.execute("SELECT setting FROM public.seen").fetchall() == [(expected,)]
+
+
+def test_answers_about_very_many_indices_are_whole(
+    pipeline: Pipeline[Any], store_url: str, query: Query, schema: str
+) -> None:
+    ((run_id,),) = query(f'SELECT run_id FROM "{schema}".pipeline_runs')
+    last = 2 * CHUNK + 3
+    many = """
+        INSERT INTO {schema}.index_results
+            (idx, run_id, status, output_paths, completed_at, wall_time_ns, error)
+        SELECT n, ?, CASE n % 2 WHEN 1 THEN 'completed' ELSE 'error' END,
+            CASE n % 2 WHEN 1 THEN '["out/' || n || '"]' ELSE '[]' END, '2026-01-01', 1,
+            CASE n % 2 WHEN 1 THEN NULL ELSE 'ValueError: ' || n END
+        FROM generate_series(1, ?) AS n
+    """
+    store = PostgresStore(store_url, create=False)
+    store.select(run_id)
+    # In a statement with arguments a % is written twice.
+    store.change([(many.replace("%", "%%"), (run_id, last))])
+    expected = {index: [f"out/{index}"] for index in range(1, last + 1, 2)}
+    outputs = store.completed_outputs()
+    outputs.pop(0)
+    assert outputs == expected
+    assert store.completed_indices() == {0, *expected}
+    assert store.failed_indices() == {n: f"ValueError: {n}" for n in range(2, last + 1, 2)}
+    store.close()

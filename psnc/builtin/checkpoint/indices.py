@@ -50,6 +50,9 @@ DETAILS = {
 }
 
 
+_figures = itemgetter(*FIGURES)
+
+
 class Problem(StrEnum):
     """What keeps an index from being whole, as the end of "indices …"."""
 
@@ -253,7 +256,7 @@ def _problem_of_result(stored: StoredIndex, result: Mapping[str, Any]) -> Proble
 
 def _problem_of_outputs(stored: StoredIndex, result: Mapping[str, Any]) -> Problem | None:
     paths = _parsed(result["output_paths"])
-    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+    if not isinstance(paths, list) or not {str}.issuperset(map(type, paths)):
         return Problem.PATHS
     if paths and result["status"] == "error":
         return Problem.FAILED_WITH_FILES
@@ -268,7 +271,7 @@ def _problem_of_details(
     stored: StoredIndex, result: Mapping[str, Any], run: KnownRun
 ) -> Problem | None:
     if result["details_checksum"] is not None:
-        figures = tuple(result[name] for name in FIGURES)
+        figures = _figures(result)
         details = (stored.stages, stored.outputs, stored.artifacts)
         if result["details_checksum"] != details_checksum(
             stored.run_id, stored.idx, figures, *details

@@ -79,6 +79,7 @@ def schema_columns() -> dict[str, tuple[Column, ...]]:
         return {table: _columns(connection, table) for table in TABLES}
 
 
+@cache
 def table_columns(table: str) -> tuple[str, ...]:
     """Return the names of the columns that this version gives a table, in order."""
     return tuple(column.name for column in schema_columns()[table])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from psnc.code_versions import versions_with
 from psnc.config import Config
 from psnc.group_commit import WorkerRow
 from psnc.records import IndexRecord, utc_timestamp
-from psnc.sql_store import Statement
+from psnc.sql_store import CHUNK, Rows, Statement
 
 if TYPE_CHECKING:
     from psnc.run import Run
@@ -120,6 +121,16 @@ class SQLiteStore(VerifiedStore):
             try:
                 cursor = self._connection().execute(*_in_sqlite(query, arguments))
                 return cursor.fetchall(), [column[0] for column in cursor.description]
+            except DATABASE_ERRORS as error:
+                raise_store_error(self.path, "read", error)
+
+    @contextmanager
+    def read_in_chunks(self, query: str, *arguments: Any) -> Iterator[Iterable[Rows]]:
+        """Run a query, and have its rows a few at a time, all of one moment."""
+        with self.gate:
+            try:
+                with closing(self._connection().execute(*_in_sqlite(query, arguments))) as cursor:
+                    yield iter(lambda: cursor.fetchmany(CHUNK), [])
             except DATABASE_ERRORS as error:
                 raise_store_error(self.path, "read", error)
 

@@ -6,12 +6,14 @@ times and log entries, is not compared here; ``psnc check`` does so with all tha
 
 from __future__ import annotations
 
+import gc
 import json
 import sqlite3
 from abc import abstractmethod
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -31,7 +33,7 @@ from psnc.builtin.checkpoint.indices import (
 from psnc.builtin.checkpoint.schema import columns_of
 from psnc.errors import StoreError
 from psnc.records import OutputFacts
-from psnc.sql_store import SQLStore, is_among
+from psnc.sql_store import Rows, SQLStore, is_among
 from psnc.store import RecordedFile
 
 __all__ = ["VerifiedStore"]
@@ -53,32 +55,46 @@ class VerifiedStore(SQLStore):
         pending = self.pending(index)
         if pending is not None and pending.status == "completed":
             return pending.output_paths
-        rows = self._results("output_paths", "idx = ? AND status = 'completed'", index)
-        for paths, checksum in rows:
-            if checksum is not None:
-                self._compare(index, "completed", paths, None, checksum)
-            return tuple(self._parsed(paths))
-        return None
+        # By the shortest way: every index that is to run is asked for first.
+        query = self._results_query("output_paths", "idx = ? AND status = 'completed'")
+        with self.gate:
+            try:
+                row = self._connection().execute(query, (self.run_id, index)).fetchone()
+            except DATABASE_ERRORS as error:
+                raise_store_error(self.path, "read", error)
+        if row is None:
+            return None
+        paths, checksum = row
+        if checksum is not None:
+            self._compare(index, "completed", paths, None, checksum)
+        return tuple(self._parsed(paths))
 
     def completed_outputs(self) -> dict[int, list[str]]:
         """Return the output paths of every completed index."""
-        rows = self._completed()
-        # One parse of the joined text is several times faster than one a row.
-        paths = self._parsed(f"[{','.join([row[1] for row in rows])}]")
-        return dict(zip((row[0] for row in rows), paths, strict=True))
+        found: dict[int, list[str]] = {}
+        with self._completed() as chunks, _without_search_for_cycles():
+            for rows in chunks:
+                # One parse of the joined text is several times faster than one a row.
+                paths = self._parsed(f"[{','.join([row[1] for row in rows])}]")
+                if len(paths) != len(rows):
+                    raise self._no_arrays()
+                found.update(zip([row[0] for row in rows], paths, strict=True))
+        return found
 
     def completed_indices(self) -> set[int]:
         """Return the completed indices."""
-        return {row[0] for row in self._completed()}
+        with self._completed() as chunks:
+            return {row[0] for rows in chunks for row in rows}
 
     def failed_indices(self) -> dict[int, str]:
         """Return the failed indices with their error messages."""
         found = {}
-        rows = self._results("idx, output_paths, error", "status = 'error' ORDER BY idx")
-        for index, paths, error, checksum in rows:
-            if checksum is not None:
-                self._compare(index, "error", paths, error, checksum)
-            found[index] = error
+        query = self._results_query("idx, output_paths, error", "status = 'error' ORDER BY idx")
+        with self.read_in_chunks(query, self.run_id) as chunks:
+            for index, paths, error, checksum in chain.from_iterable(chunks):
+                if checksum is not None:
+                    self._compare(index, "error", paths, error, checksum)
+                found[index] = error
         return found
 
     def output_paths(self, index: int) -> list[str]:
@@ -196,9 +212,14 @@ class VerifiedStore(SQLStore):
     def _connection(self) -> sqlite3.Connection:
         """Return the calling thread's connection; called with the gate held."""
 
-    def _completed(self) -> list[tuple[Any, ...]]:
-        """Return index, paths and checksum of every completed index, which are as written."""
-        rows = self._results("idx, output_paths", "status = 'completed'")
+    @contextmanager
+    def _completed(self) -> Iterator[Iterable[Rows]]:
+        """Have index, paths and checksum of every completed index, which are as written."""
+        query = self._results_query("idx, output_paths", "status = 'completed'")
+        with self.read_in_chunks(query, self.run_id) as chunks:
+            yield map(self._as_written, chunks)
+
+    def _as_written(self, rows: Rows) -> Rows:
         run_id = self.run_id
         for index, paths, checksum in rows:
             # In line, for the sake of a million rows; without a checksum it is of an earlier psnc.
@@ -210,11 +231,14 @@ class VerifiedStore(SQLStore):
             raise self._not_as_written(index)
         return rows
 
-    def _results(self, columns: str, condition: str, *arguments: Any) -> list[tuple[Any, ...]]:
+    def _results(self, columns: str, condition: str, *arguments: Any) -> Rows:
         """Return these columns and the checksum of results of the selected run."""
-        checksum = self.column("index_results", "checksum")
-        query = f"SELECT {columns}, {checksum} FROM index_results WHERE run_id = ? AND {condition}"
+        query = self._results_query(columns, condition)
         return self.read(query, self.run_id, *arguments)[0]
+
+    def _results_query(self, columns: str, condition: str) -> str:
+        checksum = self.column("index_results", "checksum")
+        return f"SELECT {columns}, {checksum} FROM index_results WHERE run_id = ? AND {condition}"
 
     def _compare(
         self, index: int, status: str, paths: str, error: str | None, checksum: int
@@ -229,8 +253,23 @@ class VerifiedStore(SQLStore):
         try:
             parsed: list[Any] = json.loads(paths)
         except (ValueError, TypeError):
-            raise damaged(self.path, "output_paths are no JSON arrays") from None
+            raise self._no_arrays() from None
         return parsed
+
+    def _no_arrays(self) -> StoreError:
+        return damaged(self.path, "output_paths are no JSON arrays")
+
+
+@contextmanager
+def _without_search_for_cycles() -> Iterator[None]:
+    """Keep Python from going through a million growing lists again and again, for nothing."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 # Indices in one query.
