@@ -2,7 +2,8 @@
 
 Run it by hand: ``python benchmarks/overhead.py``. In each round everything is measured in turn, on
 indices that do nothing and on those that keep a core busy for 1 ms and 10 ms of CPU time. Reported
-are medians over the rounds, and ratios of those.
+are medians over the rounds, and ratios of those. What all processes together spend of CPU time on
+an index besides its work tells more where other programs are at work too.
 
 Two workers on two cores would at best take half of the work each. What that takes is measured in
 the same round: two bare processes that do half of the indices each in a loop, from the moment when
@@ -20,21 +21,22 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
 from joblib import Parallel, delayed
 
 from psnc import Pipeline, Sink, Source, hookimpl, run_pipeline
 from psnc.manager import plugin_manager
 
 WORKERS = 2
-COUNTS = {0.0: 20_000, 0.001: 2_000, 0.01: 400}
+COUNTS = {0.0: 20_000, 0.001: 2_000, 0.01: 300}
 CHUNK_SIZES = {0.0: (100, 1000), 0.001: (10, 100), 0.01: (10,)}
 
 
@@ -65,69 +67,86 @@ class Work(Sink[int]):
         return [path for item in items for path in work(self.seconds, item)]
 
 
-# --- what is measured: seconds for an index ---------------------------------------------------
+# --- what is measured -------------------------------------------------------------------------
 
 
-def bare_loop(seconds: float, count: int) -> float:
-    started = perf_counter()
+class Cost(NamedTuple):
+    """Seconds for an index: by the clock, and of CPU time in all processes together."""
+
+    wall: float
+    cpu: float
+
+
+def now() -> Cost:
+    # That of workers counts while they live.
+    workers = sum(sum(each.cpu_times()[:2]) for each in psutil.Process().children(recursive=True))
+    return Cost(perf_counter(), time.process_time() + workers)
+
+
+def since(before: Cost, count: int) -> Cost:
+    wall = perf_counter()
+    return Cost((wall - before.wall) / count, (now().cpu - before.cpu) / count)
+
+
+def bare_loop(seconds: float, count: int) -> Cost:
+    started = now()
     for index in range(count):
         work(seconds, index)
-    return (perf_counter() - started) / count
+    return since(started, count)
 
 
-def psnc_sequential(seconds: float, count: int) -> float:
+def psnc_sequential(seconds: float, count: int) -> Cost:
     return psnc(seconds, count, 1)
 
 
-def bare_processes(seconds: float, count: int) -> float:
+def bare_processes(seconds: float, count: int) -> Cost:
     """Have two processes do half of it each."""
     fork = multiprocessing.get_context("fork")
     barrier, times = fork.Barrier(WORKERS), fork.SimpleQueue()
 
     def run_share() -> None:
         barrier.wait()
-        times.put((perf_counter(), bare_loop(seconds, count // WORKERS), perf_counter()))
+        started = perf_counter()
+        cost = bare_loop(seconds, count // WORKERS)
+        times.put((started, perf_counter(), cost.cpu))
 
     processes = [fork.Process(target=run_share) for _ in range(WORKERS)]
     for process in processes:
         process.start()
-    starts, _, ends = zip(*(times.get() for _ in processes), strict=True)
+    starts, ends, cpu = zip(*(times.get() for _ in processes), strict=True)
     for process in processes:
         process.join()
-    return float(max(ends) - min(starts)) / (count // WORKERS * WORKERS)
+    return Cost((max(ends) - min(starts)) / (count // WORKERS * WORKERS), sum(cpu) / WORKERS)
 
 
-def psnc_processes(seconds: float, count: int) -> float:
+def psnc_processes(seconds: float, count: int) -> Cost:
     return psnc(seconds, count, WORKERS)
 
 
-def executor_map(seconds: float, count: int, chunksize: int = 1) -> float:
+def executor_map(seconds: float, count: int, chunksize: int = 1) -> Cost:
     with started_executor() as executor:
-        started = perf_counter()
+        started = now()
         results = list(executor.map(partial(work, seconds), range(count), chunksize=chunksize))
-        elapsed = perf_counter() - started
-    assert len(results) == count
-    return elapsed / count
+        assert len(results) == count
+        return since(started, count)
 
 
-def executor_submit(seconds: float, count: int) -> float:
+def executor_submit(seconds: float, count: int) -> Cost:
     with started_executor() as executor:
-        started = perf_counter()
+        started = now()
         futures = [executor.submit(work, seconds, index) for index in range(count)]
         results = [future.result() for future in futures]
-        elapsed = perf_counter() - started
-    assert len(results) == count
-    return elapsed / count
+        assert len(results) == count
+        return since(started, count)
 
 
-def joblib_parallel(seconds: float, count: int) -> float:
+def joblib_parallel(seconds: float, count: int) -> Cost:
     with Parallel(n_jobs=WORKERS) as parallel:
         parallel(delayed(work)(0.1, index) for index in range(2 * WORKERS))
-        started = perf_counter()
+        started = now()
         results = parallel(delayed(work)(seconds, index) for index in range(count))
-        elapsed = perf_counter() - started
-    assert len(results) == count
-    return elapsed / count
+        assert len(results) == count
+        return since(started, count)
 
 
 @contextmanager
@@ -143,22 +162,26 @@ class Clock:
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self.seen: set[str] = set()
-        self.started: float | None = None
-        self.ended = 0.0
-        self.count = 0
+        self.started: Cost | None = None
+        self.left = self.count = 0
+        self.cost = Cost(0.0, 0.0)
+
+    @hookimpl
+    def psnc_run_start(self, indices: Sequence[int]) -> None:
+        self.left = len(indices)
 
     @hookimpl
     def psnc_index_reported(self, record: Any) -> None:
+        self.left -= 1
         if self.started is None:
             self.seen.add(record.worker.worker_id)
             if len(self.seen) == self.workers:
-                self.started = perf_counter()
-        else:
-            self.count += 1
-            self.ended = perf_counter()
+                self.started, self.count = now(), self.left
+        elif not self.left:
+            self.cost = since(self.started, self.count)
 
 
-def psnc(seconds: float, count: int, workers: int) -> float:
+def psnc(seconds: float, count: int, workers: int) -> Cost:
     plugins, clock = plugin_manager(), Clock(workers)
     plugins.register(clock)
     try:
@@ -168,12 +191,11 @@ def psnc(seconds: float, count: int, workers: int) -> float:
     finally:
         plugins.unregister(clock)
     assert all(results)
-    assert clock.started is not None
     assert clock.count > count // 2, "one worker was late: run again on a machine with time"
-    return (clock.ended - clock.started) / clock.count
+    return clock.cost
 
 
-Measure = Callable[[float, int], float]
+Measure = Callable[[float, int], Cost]
 
 
 def measures(seconds: float) -> dict[str, Measure]:
@@ -193,15 +215,23 @@ def measures(seconds: float) -> dict[str, Measure]:
     }
 
 
-def print_table(seconds: float, times: dict[str, list[float]]) -> None:
-    medians = {name: statistics.median(each) for name, each in times.items()}
-    print(f"\nindices of {seconds * 1000:g} ms{'':29}µs an index   over the ideal   of psnc's")
+def print_table(seconds: float, costs: dict[str, list[Cost]]) -> None:
+    medians = {
+        name: Cost(*map(statistics.median, zip(*costs[name], strict=True))) for name in costs
+    }
+    print(
+        f"\nindices of {seconds * 1000:g} ms{'':27}µs   over the ideal   of psnc's   CPU µs besides"
+    )
     for name, median in medians.items():
         of_one = name in ("bare loop", "psnc, sequential")
         ideal = medians["bare loop" if of_one else "two bare processes"]
         own = medians["psnc, sequential" if of_one else "psnc, process_pool"]
-        over = f"{median / ideal - 1:+.1%}" if seconds else ""
-        print(f"{name:42} {median * 1e6:12.1f} {over:>16} {median / own:11.2f}")
+        over = f"{median.wall / ideal.wall - 1:+.1%}" if seconds else ""
+        besides = (median.cpu - seconds) * 1e6
+        print(
+            f"{name:38} {median.wall * 1e6:8.1f} {over:>16} {median.wall / own.wall:12.2f} "
+            f"{besides:16.1f}"
+        )
 
 
 def main() -> None:
@@ -210,7 +240,7 @@ def main() -> None:
     parser.add_argument("--ms", type=float, help="Only indices of so long.")
     given = parser.parse_args()
     chosen = [each for each in COUNTS if given.ms is None or given.ms == each * 1000]
-    times: dict[float, dict[str, list[float]]] = {
+    times: dict[float, dict[str, list[Cost]]] = {
         seconds: {name: [] for name in measures(seconds)} for seconds in chosen
     }
     for _ in range(given.rounds):
