@@ -49,17 +49,22 @@ def write_group(
         They may be there already, since an interrupt came while they were being committed.
         Log entries, which are only ever added, must not be added twice.
     """
+    # Before others have to wait. Most indices are new, and their rows are these.
+    index_rows = _index_rows(run_id, records, {})
+    expected = len(records)
     with Transaction(connection):
         if in_doubt:
             records = [each for each in records if not _is_there(connection, run_id, each)]
         # An attempt that failed must not take the place of one that another process completed.
         kept = [each for each in records if not _comes_too_late(connection, run_id, each)]
-        # Most indices are new, and one question is cheaper than three deletions.
+        # One question is cheaper than three deletions.
         earlier = _earlier_attempts(connection, run_id, kept)
         again = [(run_id, index) for index in earlier]
         for statement in _FORGET if again else ():
             connection.executemany(statement, again)
-        for statement, rows in (*_index_rows(run_id, kept, earlier), _log_rows(run_id, records)):
+        if earlier or len(kept) < expected:
+            index_rows = _index_rows(run_id, kept, earlier)
+        for statement, rows in (*index_rows, _log_rows(run_id, records)):
             if rows:
                 connection.executemany(statement, rows)
         connection.executemany(_INSERT_WORKER, [_worker_row(run_id, each) for each in workers])
