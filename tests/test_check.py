@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import textwrap
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_line import Psnc, psnc, write
-from damage import PAGE, change, make_database, overwrite, root_page, zero_page
+from damage import PAGE, change, copy, make_database, overwrite, root_page, zero_page
 
+from psnc.builtin.checkpoint import check as check_module
+from psnc.builtin.checkpoint import connection
 from psnc.builtin.checkpoint.check import check
+from psnc.builtin.checkpoint.connection import refuse_other_databases
 
 __all__ = ["psnc", "write"]
 
@@ -31,6 +36,40 @@ def test_a_sound_database_has_no_findings(database: Path, psnc: Psnc) -> None:
     assert psnc("check", database, "--json").out == "[]\n"
     assert database.read_bytes() == before
     assert [path.name for path in database.parent.glob("run.db-*")] == []
+
+
+@pytest.fixture
+def written_meanwhile(
+    database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[int], None]:
+    """Have the first looks find the file in the middle of being written, which it is then."""
+
+    def make(looks: int) -> None:
+        torn = copy(database, tmp_path / "torn.db")
+        for table in ("index_results", "stage_metrics"):
+            zero_page(torn, root_page(database, table))
+        overwrite(torn, 4, b"\xff" * 60)
+        left = [torn] * looks
+
+        def open_to_look(path: Path) -> sqlite3.Connection:
+            if left:
+                os.utime(path)
+            return really(left.pop() if left else path)
+
+        really = connection.open_to_look
+        monkeypatch.setattr(connection, "open_to_look", open_to_look)
+        monkeypatch.setattr(check_module, "open_to_look", open_to_look)
+
+    return make
+
+
+def test_a_database_that_somebody_begins_to_write_is_not_taken_for_damaged(
+    database: Path, written_meanwhile: Callable[[int], None]
+) -> None:
+    written_meanwhile(1)
+    assert check(database) == []
+    written_meanwhile(1)
+    refuse_other_databases(database)
 
 
 INCONSISTENT = {

@@ -28,6 +28,7 @@ __all__ = [
     "open_to_look",
     "raise_store_error",
     "refuse_other_databases",
+    "written_at",
 ]
 
 # How long to wait for another writer. It holds the lock for milliseconds at a time, so that only
@@ -275,10 +276,38 @@ def refuse_other_databases(path: Path) -> None:
             # SQLite itself would take some of these for empty.
             raise _no_database(path)
         if size > 0:
-            with closing(open_to_look(path)) as connection:
-                _is_ours(connection, path)
+            _require_ours(path)
     except (*DATABASE_ERRORS, OSError) as error:
         raise_store_error(path, "open", error)
+
+
+def _require_ours(path: Path) -> None:
+    before = written_at(path)
+    try:
+        with closing(open_to_look(path)) as connection:
+            _is_ours(connection, path)
+    except DATABASE_ERRORS:
+        if written_at(path) == before:
+            raise
+        with closing(open_to_look(path)) as connection:
+            _is_ours(connection, path)
+
+
+def written_at(path: Path) -> list[tuple[int, int] | None]:
+    """Return when a database and its log were last written, and how long they were then.
+
+    Whoever looks at a file without a log looks without a lock. If somebody begins to write then,
+    and merges the log into the file, there may seem to be damage, and another look sees none.
+    """
+    found: list[tuple[int, int] | None] = []
+    for each in (path, path.with_name(f"{path.name}-wal")):
+        try:
+            status = each.stat()
+        except FileNotFoundError:
+            found.append(None)
+        else:
+            found.append((status.st_mtime_ns, status.st_size))
+    return found
 
 
 def open_to_look(path: Path) -> sqlite3.Connection:
