@@ -48,7 +48,7 @@ def answer_code_change(
     """
     if answer == "ignore":
         return
-    others = [digest for digest in store.completed_by_code() if digest != now.digest]
+    others = store.other_code(now.digest)
     affected = {digest: _affected(store, digest, requested) for digest in others}
     affected = {digest: indices for digest, indices in affected.items() if indices}
     if not affected:

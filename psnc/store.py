@@ -233,9 +233,9 @@ class CheckpointStore(ABC):
         """
         return {}
 
-    def completed_by_code(self) -> dict[str, int]:
-        """Return how many completed indices there are of each digest of the code."""
-        return {}
+    def other_code(self, code_digest: str) -> list[str]:
+        """Return the digests of other code that completed indices ran with."""
+        return []
 
     def indices_of_code(self, code_digest: str) -> list[int]:
         """Return the completed indices that ran with such code."""

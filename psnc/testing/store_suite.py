@@ -353,7 +353,7 @@ class StoreSuite:
         self, pipeline: Pipeline[Any], store: CheckpointStore, other: CheckpointStore
     ) -> None:
         if not self.keeps_code:
-            assert (store.code_versions(), store.completed_by_code()) == ({}, {})
+            assert (store.code_versions(), store.other_code("0" * 16)) == ({}, [])
             return
         own = code_version(pipeline)
         assert store.code_versions() == {own.digest: own}
@@ -361,7 +361,9 @@ class StoreSuite:
             store.record(attrs.evolve(completed(index), code_digest=digest))
         store.record(attrs.evolve(failed(7), code_digest=own.digest))
         store.flush()
-        assert other.completed_by_code() == {own.digest: 2, "0" * 16: 1}
+        assert other.other_code(own.digest) == ["0" * 16]
+        assert other.other_code("0" * 16) == [own.digest]
+        assert other.other_code("f" * 16) == sorted(["0" * 16, own.digest])
         assert other.indices_of_code(own.digest) == [3, 5]
         assert other.indices_of_code("f" * 16) == []
 
