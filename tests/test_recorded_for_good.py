@@ -31,7 +31,7 @@ class FailsLate(Filter[int, int]):
                 Numbers(1), [FailsLate(self.db_dir)], Discard(), resume=True, db_dir=self.db_dir
             )
             assert other.db_path == database
-            run_pipeline(other)
+            other[0]
             raise OSError("the file system is away")
         return items
 
