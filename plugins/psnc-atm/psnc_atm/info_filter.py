@@ -93,11 +93,11 @@ class AtomicInfoFilter(Filter[AtomicData, AtomicData]):
                 symbol(number): {"atoms": atoms_of[number], "structures": structures_with[number]}
                 for number in atoms_of
             },
-            "compositions": compositions,
+            "compositions": dict(compositions),
             "atom_counts": {str(atoms): count for atoms, count in atom_counts.items()},
-            "periodicity": self._periodicity,
-            "fields": self._fields,
-            "info": self._info,
+            "periodicity": dict(self._periodicity),
+            "fields": dict(self._fields),
+            "info": dict(self._info),
         }
 
 
@@ -123,5 +123,8 @@ def _write(counts: dict[str, Any], path: Path) -> None:
 def _ordered(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    ordered = sorted(value.items(), key=lambda entry: (len(entry[0]), entry[0]))
-    return {name: _ordered(part) for name, part in ordered}
+    return {name: _ordered(value[name]) for name in sorted(value, key=_number_or_text)}
+
+
+def _number_or_text(name: str) -> tuple[int, str]:
+    return (int(name) if name.isdecimal() else 0), name
