@@ -156,9 +156,15 @@ class AtomicStatsFilter(Filter[AtomicData, AtomicData]):
             rows = np.concatenate(arrays)
             for component in product(*map(range, shape)):
                 moments = self._moments.setdefault((name, component), Moments())
-                moments.add(rows[(slice(None), *component)])
+                moments.add(_column(rows, component))
         self._waiting = {}
         self._atoms_waiting = 0
+
+
+def _column(rows: NDArray[Any], component: tuple[int, ...]) -> NDArray[Any]:
+    for place in component:
+        rows = rows[:, place]
+    return rows
 
 
 def _numbers(
