@@ -232,8 +232,7 @@ class _Range:
         self._maximum = np.inf if maximum is None else maximum
         if not self._minimum <= self._maximum:
             raise ConfigurationError(
-                f"{stage_name(stage)}: nothing lies between minimum={minimum} and "
-                f"maximum={maximum}"
+                f"{stage_name(stage)}: nothing lies between minimum={minimum} and maximum={maximum}"
             )
 
     def reason(self, value: float, unit: str) -> str | None:

@@ -94,9 +94,7 @@ class AtomicStatsFilter(Filter[AtomicData, AtomicData]):
             require_known("level", (level,), ("atom", "system"))
         self.output = output
         self._levels: dict[str, str] = {
-            name: FIELDS[name].level
-            for name in countable
-            if fields is None or name in fields
+            name: FIELDS[name].level for name in countable if fields is None or name in fields
         }
         self._custom = dict(custom or {})
         both = sorted(self._custom.keys() & FIELDS.keys())
@@ -119,7 +117,11 @@ class AtomicStatsFilter(Filter[AtomicData, AtomicData]):
         """Write the sums of this index, which are exact, as JSON."""
         self._add_waiting()
         kept = [
-            {"field": field, "component": list(component), **self._moments[field, component].to_json()}
+            {
+                "field": field,
+                "component": list(component),
+                **self._moments[field, component].to_json(),
+            }
             for field, component in sorted(self._moments)
         ]
         path.write_text(json.dumps({"format": 1, "sums": kept}), encoding="utf-8")
