@@ -168,10 +168,10 @@ def _check_edges(edge_index: Ints | None, unit_shifts: Ints | None) -> None:
     if edge_index is not None and (edge_index.ndim != 2 or len(edge_index) != 2):
         raise ValueError(f"edge_index has shape {edge_index.shape}; give (2, number of edges)")
     if unit_shifts is not None:
-        count = None if edge_index is None else edge_index.shape[1]
+        count = "no" if edge_index is None else edge_index.shape[1]
         if unit_shifts.shape != (count, 3):
             raise ValueError(
-                f"unit_shifts has shape {unit_shifts.shape} for {'no' if count is None else count} edges; "
+                f"unit_shifts has shape {unit_shifts.shape} for {count} edges; "
                 "give one row of three for each edge"
             )
 

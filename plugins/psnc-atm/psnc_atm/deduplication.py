@@ -1,9 +1,9 @@
 """Drop structures that are there twice: in one index, or in a whole dataset.
 
 Whether an index holds a structure that an earlier one holds cannot be known while both run side by
-side. So a first pipeline writes the hashes of each index (`StructureHashSink`), and a second one has a
-source that leaves out what came before (`UniqueStructures`). Of the same structures it keeps the
-first, by index and by place in it, whoever ran which index when.
+side. So a first pipeline writes the hashes of each index (`StructureHashSink`), and a second one
+has a source that leaves out what came before (`UniqueStructures`). Of the same structures it keeps
+the first, by index and by place in it, whoever ran which index when.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the filters ask of structures and of their own arguments, and what they say if it is not so."""
+"""What the filters ask of their items and arguments, and what they say if it is not so."""
 
 from __future__ import annotations
 

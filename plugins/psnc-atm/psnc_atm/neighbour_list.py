@@ -21,8 +21,8 @@ __all__ = ["NeighbourList"]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# Space is divided into boxes of the cutoff's size. Those of a molecule whose fragments are far apart
-# would fill the memory.
+# Space is divided into boxes of the cutoff's size. Those of a molecule whose fragments are far
+# apart would fill the memory.
 _MOST_BOXES = 100_000
 _FLAT = 1e-9
 

@@ -7,9 +7,9 @@ without a Python operation for each number:
 - Numbers whose exponents differ by less than eight share a window: shifted to the same power of two
   they are integers below 2**60, three limbs of twenty bits each.
 - Their squares are six such limbs.
-- A product of two limbs is below 2**40, and the sum of 8192 such products below 2**53, where float64
-  is exact in whatever order it adds. So one matrix product of the limbs with themselves has all of
-  the sums: limbs by ones, limbs by limbs of the square, and those among themselves.
+- A product of two limbs is below 2**40, and the sum of 8192 such products below 2**53, where
+  float64 is exact in whatever order it adds. So one matrix product of the limbs with themselves
+  has all of the sums: limbs by ones, limbs by limbs of the square, and those among themselves.
 """
 
 from __future__ import annotations

@@ -187,25 +187,22 @@ def _numbers(
 
 
 def _write_table(moments: Mapping[Component, Moments], output: Path) -> None:
-    import pyarrow
+    import pyarrow as pa
     from pyarrow import parquet
 
     order = {name: number for number, name in enumerate(FIELDS)}
     rows = sorted(moments, key=lambda row: (order.get(row[0], len(order)), row))
     figures = [moments[row].figures() for row in rows]
     counts = {
-        name: pyarrow.array([getattr(moments[row], name) for row in rows], pyarrow.int64())
+        name: pa.array([getattr(moments[row], name) for row in rows], pa.int64())
         for name in ("count", "nan_count", "inf_count")
     }
-    table = pyarrow.table(
+    table = pa.table(
         {
-            "field": pyarrow.array([field for field, _ in rows], pyarrow.string()),
-            "component": pyarrow.array([_label(*row) for row in rows], pyarrow.string()),
+            "field": pa.array([field for field, _ in rows], pa.string()),
+            "component": pa.array([_label(*row) for row in rows], pa.string()),
             "count": counts.pop("count"),
-            **{
-                name: pyarrow.array([each[name] for each in figures], pyarrow.float64())
-                for name in FIGURES
-            },
+            **{name: pa.array([each[name] for each in figures], pa.float64()) for name in FIGURES},
             **counts,
         }
     )

@@ -89,7 +89,7 @@ def parse_unit(text: str) -> Unit:
 def _unit_of(node: ast.expr, text: str) -> Unit:
     if isinstance(node, ast.Name):
         return _named(node.id, text)
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         return Unit(float(node.value), NUMBER)
     if isinstance(node, ast.BinOp):
         left = _unit_of(node.left, text)
