@@ -226,7 +226,7 @@ class UniqueStructures(Source[AtomicData]):
 
     @cached_property
     def _table(self) -> _Table:
-        """What is kept of each index; made once, and sent along to workers."""
+        """What is kept of each index; made when first asked for, and sent along to workers."""
         return _read_table(self._directory, len(self._source))
 
     def _other_input(self, index: int, what: str) -> SourceError:
@@ -286,7 +286,7 @@ def _first_of_each(hashes: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 def _read_hashes(path: Path) -> tuple[NDArray[np.uint8], str]:
     try:
-        with np.load(path) as content:
+        with np.load(io.BytesIO(path.read_bytes())) as content:
             hashes: NDArray[np.uint8] = content["hashes"]
             return hashes, str(content["settings"])
     except FileNotFoundError:

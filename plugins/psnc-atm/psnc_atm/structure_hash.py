@@ -83,5 +83,4 @@ class StructureHash:
     def _rounded(self, value: Any) -> NDArray[np.float64]:
         # Minus zero becomes zero, and one NaN like another.
         rounded = np.round(np.asarray(value, dtype="<f8"), self.decimals) + 0.0
-        rounded[np.isnan(rounded)] = np.nan
-        return rounded
+        return np.where(np.isnan(rounded), np.nan, rounded)
