@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from psnc.errors import ConfigurationError
 __all__ = ["composition", "formula_of", "hill_formula", "number_of", "symbol"]
 
 
+@cache
 def symbol(number: int) -> str:
     """Return an element's symbol: ``X`` for 0, as in ASE, and ``Z200`` for what has none."""
     from ase.data import chemical_symbols
@@ -43,8 +46,8 @@ def number_of(element: Any) -> int:
 
 def composition(numbers: NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
     """Return each atomic number with how often it occurs, in order."""
-    different, counts = np.unique(numbers, return_counts=True)
-    return tuple(zip(different.tolist(), counts.tolist(), strict=True))
+    # For as many atoms as structures have, several times as fast as numpy.unique.
+    return tuple(sorted(Counter(numbers.tolist()).items()))
 
 
 def hill_formula(counts: Mapping[int, int]) -> str:

@@ -52,21 +52,23 @@ class AtomicInfoFilter(Filter[AtomicData, AtomicData]):
         self.output = output
         self._compositions: Counter[Composition] = Counter()
         self._periodicity: Counter[str] = Counter()
-        self._fields: Counter[str] = Counter()
-        self._info: Counter[str] = Counter()
+        # By the names together, of which there are few, and each alone in the end.
+        self._fields: Counter[tuple[str, ...]] = Counter()
+        self._info: Counter[tuple[str, ...]] = Counter()
 
     def __call__(self, items: Iterator[AtomicData]) -> Iterable[AtomicData]:
         """Yield the structures unchanged."""
         for _, structure in structures_of(items, self):
             self._compositions[composition(structure.atomic_numbers)] += 1
             self._periodicity[_periodicity(structure)] += 1
-            self._fields.update(name for name in FIELDS if getattr(structure, name) is not None)
-            self._info.update(map(str, structure.info))
+            known = tuple(name for name in FIELDS if getattr(structure, name) is not None)
+            self._fields[known] += 1
+            self._info[tuple(map(str, structure.info))] += 1
             yield structure
 
     def flush(self, path: Path) -> None:
         """Write the counts of this index."""
-        _write(self._counts(), path)
+        path.write_text(json.dumps(self._counts()), encoding="utf-8")
 
     def merge(self, shards: Sequence[Path], output: Path) -> None:
         """Write the counts of all indices."""
@@ -96,9 +98,16 @@ class AtomicInfoFilter(Filter[AtomicData, AtomicData]):
             "compositions": dict(compositions),
             "atom_counts": {str(atoms): count for atoms, count in atom_counts.items()},
             "periodicity": dict(self._periodicity),
-            "fields": dict(self._fields),
-            "info": dict(self._info),
+            "fields": _alone(self._fields),
+            "info": _alone(self._info),
         }
+
+
+def _alone(together: Counter[tuple[str, ...]]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for names, structures in together.items():
+        counts.update(dict.fromkeys(names, structures))
+    return dict(counts)
 
 
 def _periodicity(structure: AtomicData) -> str:
