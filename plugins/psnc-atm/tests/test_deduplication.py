@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from attrs import evolve
 from data import assert_same_store, contents, molecules, write_database
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from structures import Structures, molecule
 
@@ -186,7 +186,6 @@ def test_the_sink_and_the_source_keep_the_rules(tmp_path: Path) -> None:
     check_source(UniqueStructures(source, hashed(source, tmp_path / "hashes")))
 
 
-@settings(deadline=None)
 @given(indices=st.lists(st.lists(st.integers(0, 6), max_size=6), max_size=6))
 def test_the_first_of_all_is_kept(
     tmp_path_factory: pytest.TempPathFactory, indices: list[list[int]]

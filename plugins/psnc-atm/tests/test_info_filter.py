@@ -75,7 +75,7 @@ def test_numbers_of_atoms_are_in_their_order(tmp_path: Path) -> None:
     assert list(json.loads(written(structures, tmp_path))["atom_counts"]) == ["1", "2", "10"]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 99), parts=st.integers(1, 9), order=st.randoms(use_true_random=False))
 def test_division_and_order_change_nothing(
     tmp_path_factory: pytest.TempPathFactory, seed: int, parts: int, order: Any

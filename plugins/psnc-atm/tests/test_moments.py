@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
@@ -185,7 +185,6 @@ NUMBERS = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(parts=st.lists(NUMBERS, max_size=6), order=st.randoms(use_true_random=False))
 def test_neither_division_nor_order_changes_anything(parts: list[Any], order: Any) -> None:
     one_by_one = Moments()
@@ -201,7 +200,6 @@ def test_neither_division_nor_order_changes_anything(parts: list[Any], order: An
     assert joined.figures() == one_by_one.figures()
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=30))
 def test_any_numbers_agree_with_fractions(values: list[float]) -> None:
     assert_agree(values, moments_of(np.array(values)).figures())

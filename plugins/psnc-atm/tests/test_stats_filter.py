@@ -129,7 +129,7 @@ def test_no_structures_give_an_empty_table(tmp_path: Path) -> None:
     assert table_of(written([], tmp_path)) == {}
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 99), parts=st.integers(1, 9), order=st.randoms(use_true_random=False))
 def test_division_and_order_do_not_change_a_bit(
     tmp_path_factory: pytest.TempPathFactory, seed: int, parts: int, order: Any
