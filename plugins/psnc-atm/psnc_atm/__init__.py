@@ -11,15 +11,47 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from psnc_atm.atomic_data import AtomicData
+    from psnc_atm.deduplication import DropDuplicates, StructureHashSink, UniqueStructures
+    from psnc_atm.info_filter import AtomicInfoFilter
     from psnc_atm.lmdb_source import ASELMDBSource
+    from psnc_atm.neighbour_list import NeighbourList
+    from psnc_atm.selection import SelectElements, SelectEnergy, SelectForces, SelectSize
+    from psnc_atm.stats_filter import AtomicStatsFilter
+    from psnc_atm.unit_conversion import ConvertUnits
     from psnc_atm.zarr_sink import AtomicDataZarrSink
 
-__all__ = ["ASELMDBSource", "AtomicData", "AtomicDataZarrSink"]
+__all__ = [
+    "ASELMDBSource",
+    "AtomicData",
+    "AtomicDataZarrSink",
+    "AtomicInfoFilter",
+    "AtomicStatsFilter",
+    "ConvertUnits",
+    "DropDuplicates",
+    "NeighbourList",
+    "SelectElements",
+    "SelectEnergy",
+    "SelectForces",
+    "SelectSize",
+    "StructureHashSink",
+    "UniqueStructures",
+]
 
 _HOMES = {
     "ASELMDBSource": "psnc_atm.lmdb_source",
     "AtomicData": "psnc_atm.atomic_data",
     "AtomicDataZarrSink": "psnc_atm.zarr_sink",
+    "AtomicInfoFilter": "psnc_atm.info_filter",
+    "AtomicStatsFilter": "psnc_atm.stats_filter",
+    "ConvertUnits": "psnc_atm.unit_conversion",
+    "DropDuplicates": "psnc_atm.deduplication",
+    "NeighbourList": "psnc_atm.neighbour_list",
+    "SelectElements": "psnc_atm.selection",
+    "SelectEnergy": "psnc_atm.selection",
+    "SelectForces": "psnc_atm.selection",
+    "SelectSize": "psnc_atm.selection",
+    "StructureHashSink": "psnc_atm.deduplication",
+    "UniqueStructures": "psnc_atm.deduplication",
 }
 
 

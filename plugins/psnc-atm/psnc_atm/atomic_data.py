@@ -24,7 +24,9 @@ _PER_ATOM = tuple(name for name in ATOM_FIELDS if name != "atomic_numbers")
 
 @frozen(kw_only=True, eq=False, slots=True)
 class AtomicData:
-    """One structure: atoms, cell, and what is known of them. ``n`` is the number of atoms.
+    """One structure: atoms, cell, and what is known of them, and edges between atoms.
+
+    ``n`` is the number of atoms, ``m`` that of edges.
 
     Units are ASE's: Å, eV, elementary charges, atomic mass units; velocities in Å per ASE time
     unit (Å·sqrt(u/eV)), momenta in u times that. A field that is not known is ``None``, never
@@ -65,6 +67,13 @@ class AtomicData:
         ASE's tags.
     initial_charges, initial_magmoms : (n,) float64, optional
         What the calculation started from.
+    edge_index : (2, m) int64, optional
+        The atoms that edges go from and to; see `NeighbourList`. Not written to Zarr stores.
+    unit_shifts : (m, 3) int64, optional
+        The lattice vectors, as multiples, by which the atom that an edge goes to is shifted. Not
+        written to Zarr stores.
+    cutoff : float, optional
+        Edges are between atoms that are closer than this, Å.
     constraints : tuple of mapping
         ASE constraints as dictionaries; not written to Zarr stores.
     results : mapping
@@ -94,6 +103,9 @@ class AtomicData:
     tags: Ints | None = None
     initial_charges: Floats | None = None
     initial_magmoms: Floats | None = None
+    edge_index: Ints | None = None
+    unit_shifts: Ints | None = None
+    cutoff: float | None = None
     constraints: tuple[Mapping[str, Any], ...] = ()
     results: Mapping[str, Any] = Factory(dict)
     info: Mapping[str, Any] = Factory(dict)
@@ -106,10 +118,16 @@ class AtomicData:
                 raise ValueError(
                     f"{name} has {len(value)} rows for {count} atoms; give one row for each atom"
                 )
+        _check_edges(self.edge_index, self.unit_shifts)
 
     def __len__(self) -> int:
         """Return the number of atoms."""
         return len(self.atomic_numbers)
+
+    @property
+    def shifts(self) -> Floats | None:
+        """The ``unit_shifts`` in Å, (m, 3) float64: edges are ``r[to] - r[from] + shifts`` long."""
+        return None if self.unit_shifts is None else self.unit_shifts @ self.cell
 
     def __eq__(self, other: object) -> bool:
         """Compare element by element; NaN equals NaN, since both say "not known"."""
@@ -144,6 +162,18 @@ class AtomicData:
         from psnc_atm.ase_conversion import from_ase
 
         return from_ase(atoms)
+
+
+def _check_edges(edge_index: Ints | None, unit_shifts: Ints | None) -> None:
+    if edge_index is not None and (edge_index.ndim != 2 or len(edge_index) != 2):
+        raise ValueError(f"edge_index has shape {edge_index.shape}; give (2, number of edges)")
+    if unit_shifts is not None:
+        count = "no" if edge_index is None else edge_index.shape[1]
+        if unit_shifts.shape != (count, 3):
+            raise ValueError(
+                f"unit_shifts has shape {unit_shifts.shape} for {count} edges; "
+                "give one row of three for each edge"
+            )
 
 
 def _known(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""The fields that a structure can have: per atom or per system, and with which dtype.
+"""The fields that a structure can have: per atom, per edge or per system, and with which dtype.
 
 Names and levels are those that the Zarr readers of the field know, so that a store needs no
 translation table.
@@ -10,9 +10,18 @@ from typing import Literal
 
 from attrs import frozen
 
-__all__ = ["ALWAYS", "ATOM_FIELDS", "FIELDS", "OPTIONAL", "RESULT_FIELDS", "FieldType", "Level"]
+__all__ = [
+    "ALWAYS",
+    "ATOM_FIELDS",
+    "EDGE_FIELDS",
+    "FIELDS",
+    "OPTIONAL",
+    "RESULT_FIELDS",
+    "FieldType",
+    "Level",
+]
 
-Level = Literal["atom", "system"]
+Level = Literal["atom", "system", "edge"]
 
 
 @frozen
@@ -21,8 +30,8 @@ class FieldType:
 
     Attributes
     ----------
-    level : {"atom", "system"}
-        Whether a structure has one value for each atom or one in all.
+    level : {"atom", "system", "edge"}
+        Whether a structure has one value for each atom, one in all, or one for each edge.
     dtype : str
         NumPy dtype in memory and in the store.
     scalar : bool
@@ -64,10 +73,15 @@ FIELDS: dict[str, FieldType] = {
     "tags": FieldType("atom", "int64", zero_if_missing=True),
     "initial_charges": FieldType("atom", zero_if_missing=True, calculation_input=True),
     "initial_magmoms": FieldType("atom", zero_if_missing=True, calculation_input=True),
+    "edge_index": FieldType("edge", "int64"),
+    "unit_shifts": FieldType("edge", "int64"),
+    "cutoff": FieldType("system", scalar=True),
 }
 
 ALWAYS = ("atomic_numbers", "positions", "cell", "pbc")
-OPTIONAL = tuple(name for name in FIELDS if name not in ALWAYS)
+EDGE_FIELDS = tuple(name for name, field in FIELDS.items() if field.level == "edge")
+# What a store can have of atoms and systems.
+OPTIONAL = tuple(name for name in FIELDS if name not in (*ALWAYS, *EDGE_FIELDS))
 ATOM_FIELDS = tuple(name for name, field in FIELDS.items() if field.level == "atom")
 # What ASE's calculators call a result, under the same name.
 RESULT_FIELDS = (

@@ -1,4 +1,4 @@
-"""What this distribution offers to psnc: one source and one sink.
+"""What this distribution offers to psnc: sources, filters and sinks.
 
 The classes are named by strings, so that ``psnc`` can list them without importing zarr or ase.
 """
@@ -11,10 +11,32 @@ from psnc import hookimpl
 @hookimpl
 def psnc_sources() -> dict[str, str]:
     """Offer the sources by name."""
-    return {"ase-lmdb": "psnc_atm.lmdb_source:ASELMDBSource"}
+    return {
+        "ase-lmdb": "psnc_atm.lmdb_source:ASELMDBSource",
+        "unique-structures": "psnc_atm.deduplication:UniqueStructures",
+    }
+
+
+@hookimpl
+def psnc_filters() -> dict[str, str]:
+    """Offer the filters by name."""
+    return {
+        "atomic-info": "psnc_atm.info_filter:AtomicInfoFilter",
+        "atomic-stats": "psnc_atm.stats_filter:AtomicStatsFilter",
+        "convert-units": "psnc_atm.unit_conversion:ConvertUnits",
+        "drop-duplicates": "psnc_atm.deduplication:DropDuplicates",
+        "neighbour-list": "psnc_atm.neighbour_list:NeighbourList",
+        "select-elements": "psnc_atm.selection:SelectElements",
+        "select-energy": "psnc_atm.selection:SelectEnergy",
+        "select-forces": "psnc_atm.selection:SelectForces",
+        "select-size": "psnc_atm.selection:SelectSize",
+    }
 
 
 @hookimpl
 def psnc_sinks() -> dict[str, str]:
     """Offer the sinks by name."""
-    return {"atomic-zarr": "psnc_atm.zarr_sink:AtomicDataZarrSink"}
+    return {
+        "atomic-zarr": "psnc_atm.zarr_sink:AtomicDataZarrSink",
+        "structure-hashes": "psnc_atm.deduplication:StructureHashSink",
+    }
