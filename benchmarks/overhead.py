@@ -140,8 +140,8 @@ def executor_submit(seconds: float, count: int) -> Cost:
         return since(started, count)
 
 
-def joblib_parallel(seconds: float, count: int) -> Cost:
-    with Parallel(n_jobs=WORKERS) as parallel:
+def joblib_parallel(seconds: float, count: int, batch_size: int | str = "auto") -> Cost:
+    with Parallel(n_jobs=WORKERS, batch_size=batch_size) as parallel:
         parallel(delayed(work)(0.1, index) for index in range(2 * WORKERS))
         started = now()
         results = parallel(delayed(work)(seconds, index) for index in range(count))
@@ -212,6 +212,7 @@ def measures(seconds: float) -> dict[str, Measure]:
         "ProcessPoolExecutor.submit": executor_submit,
         **chunked,
         "joblib.Parallel": joblib_parallel,
+        "joblib.Parallel, batch_size=1": partial(joblib_parallel, batch_size=1),
     }
 
 
