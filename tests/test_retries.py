@@ -239,9 +239,15 @@ def test_an_interrupted_wait_counts_as_failed_and_resumes(
     attempts: str, start: Start, tmp_path: Path, query: Callable[..., Any]
 ) -> None:
     script = """
-    import sys
-    from psnc import Pipeline, run_pipeline
+    from psnc import Pipeline, hookimpl, plugin_manager, run_pipeline
     from stages_for_tests import Discard, FailOn, Numbers
+
+    class Tell:
+        @hookimpl
+        def psnc_index_retried(self):
+            open("waits", "w").close()
+
+    plugin_manager().register(Tell(), name="tell")
     pipeline = Pipeline(Numbers(4), [FailOn([1], "mended")], Discard(), resume=True, db_dir="db")
     run_pipeline(pipeline, 2, retries=1, retry_delay=60)
     """
@@ -249,6 +255,8 @@ def test_an_interrupted_wait_counts_as_failed_and_resumes(
     wait_until(lambda: any((tmp_path / "db").glob("*.db")))
     database = next((tmp_path / "db").glob("*.db"))
     wait_until(lambda: len(query(database, "SELECT idx FROM index_results")) == 4)
+    # It is on record a moment before the driver knows of it.
+    wait_until((tmp_path / "waits").exists)
     processes = driver.descendants()
     driver.interrupt()
     assert driver.finish()[0] == -signal.SIGINT

@@ -366,6 +366,17 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
+def _environment(path: str) -> dict[str, str]:
+    """Return an environment in which nothing is written but what psnc and the stages write.
+
+    What measures coverage would write a file as the process ends, and say on standard error that it
+    cannot; compiled modules would be files beside the others.
+    """
+    others = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    own = {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**others, **own, "PSNC_DISABLE_INSTALLED_PLUGINS": "1"}
+
+
 class Nursery:
     """The process that lives are forked from."""
 
@@ -373,7 +384,7 @@ class Nursery:
         path = os.pathsep.join([str(HERE), TESTS_FIRST])
         self._process = subprocess.Popen(
             [sys.executable, "-c", "import lives; lives.main()"],
-            env={**os.environ, "PYTHONPATH": path, "PSNC_DISABLE_INSTALLED_PLUGINS": "1"},
+            env=_environment(path),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
