@@ -12,7 +12,7 @@ from typing import Self
 
 import attrs
 
-from psnc.claims import Claim
+from psnc.claims import ALL, Claim
 from psnc.errors import DriverConflictError, StoreError
 from psnc.processes import Life, own_process
 from psnc.records import utc_timestamp
@@ -186,9 +186,16 @@ class _Keeper:
                 self._unsure.append(claim)
                 return True
         raise DriverConflictError(
-            f"{self._run_name} is being run by {claim.driver}: wait for it, or share the work "
-            "(--shard 1/2 and 2/2, or other --indices)"
+            f"{self._run_name} is being run by {claim.driver}: wait for it, or "
+            f"{self._way_out(claim)}"
         )
+
+    @staticmethod
+    def _way_out(claim: Claim) -> str:
+        if claim.indices == ALL:
+            # Beside it no part is to be had.
+            return "end it and share the work (--shard 1/2 and 2/2, or --indices)"
+        return "run other indices (--shard, --indices)"
 
     def _watch(self, claim: Claim) -> _Watched:
         watched = self._watched.get(claim.invocation_id)

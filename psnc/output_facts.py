@@ -57,7 +57,11 @@ def _fact_to_record(path: str, level: VerifyLevel | None) -> OutputFacts:
         return OutputFacts(status.st_size)
     if level not in ("size", "checksum"):
         return _NOTHING
-    return facts_now(path, status, with_digest=level == "checksum")
+    try:
+        return facts_now(path, status, with_digest=level == "checksum")
+    except FileNotFoundError:
+        # Somebody else is at work in the directory, and what the sink wrote is no less whole.
+        return _NOTHING
 
 
 def facts_now(

@@ -93,7 +93,7 @@ class Run:
 
     @cached_property
     def code(self) -> CodeVersion:
-        """What the code of the stages was as the run began; workers have it from the driver."""
+        """What the code of the stages was in this process as the run began."""
         return code_version(self.pipeline)
 
     @cached_property

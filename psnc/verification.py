@@ -195,7 +195,8 @@ def _judge(file: RecordedFile, *, level: VerifyLevel, all_shared: bool, stop: Ev
         return Verdict.GONE  # no file can have such a name
     except OSError as error:
         if error.errno in _NOT_THERE:
-            return Verdict.GONE
+            # What goes from a directory while it is looked through leaves it there, but changed.
+            return Verdict.CHANGED if os.path.exists(file.path) else Verdict.GONE
         raise OutputError(
             f"{_shown(file.path)} cannot be verified ({error.strerror}): see that it can be read, "
             "or run without verify"

@@ -160,7 +160,7 @@ class WorkerTask:
     def to_bytes(self) -> bytes:
         """Serialise for another process; classes of ``__main__`` and notebooks travel by value."""
         run = self.run
-        settings = (run.plugins.config, run.invocation_id, run.code, run.verify)
+        settings = (run.plugins.config, run.invocation_id, run.verify)
         limits = attrs.asdict(self, recurse=False, filter=attrs.filters.include(*_LIMITS))
         try:
             pipeline_bytes = cloudpickle.dumps(run.pipeline)
@@ -180,7 +180,7 @@ class WorkerTask:
         """Set this process up as a worker: its plugins, its store, its copy of the pipeline."""
         surroundings, settings, limits_bytes, pipeline_bytes = pickle.loads(content)
         environment, path, directory = surroundings
-        config, invocation_id, code, verify = settings
+        config, invocation_id, verify = settings
         # A worker may descend from a server process that was started under another environment.
         os.environ.clear()
         os.environ.update(environment)
@@ -196,7 +196,6 @@ class WorkerTask:
             ) from error
         run = Run(pipeline, plugins, invocation_id)
         run.in_session = True
-        run.code = code
         run.verify = verify
         try:
             run.open_store(create=False)

@@ -514,6 +514,29 @@ def test_workers_and_other_peoples_pools_have_the_code_of_the_driver(
     run_python("-m", "psnc", "run", "script.py:pipeline", "--on-code-change", "error")
 
 
+EDITED_MEANWHILE = """
+from pathlib import Path
+from edited import Numbers, Scale, Write
+from psnc import Pipeline, run_pipeline
+
+pipeline = Pipeline(Numbers(6), [Scale()], Write(), db_file="run.db")
+file = Path("edited.py")
+as_imported = file.read_text()
+file.write_text(as_imported.replace("item * 2", "item * 300"))
+run_pipeline(pipeline, 2, "process_pool", start_method=METHOD)
+file.write_text(as_imported)
+"""
+
+
+@pytest.mark.parametrize("method", [each for each in METHODS if each != "fork"])
+def test_what_a_worker_imported_after_an_edit_is_not_taken_for_the_code_of_the_driver(
+    run: Callable[..., Said], write: Write, run_python: Any, method: str
+) -> None:
+    write("edited.py", STAGES)
+    run_python("-c", EDITED_MEANWHILE.replace("METHOD", repr(method)))
+    assert "6 results are of the earlier one: Scale (its code)" in run().err
+
+
 def test_merged_databases_keep_what_the_code_was(
     psnc: Psnc, run: Callable[..., Said], write: Write
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Psnc, psnc, write
+from command_line import Psnc, Write, psnc, write
 from drivers import Start, start
 from hypothesis import given
 from hypothesis import strategies as st
@@ -203,6 +203,20 @@ def test_shards_with_failures_leave_the_gathering_to_a_person(
     lines = run_shard("--shard", "2/2", filters=filters, code=1)
     assert lines[-1].startswith("not gathered: 1 index of all shards is not completed yet")
     assert psnc("gather", "adds.py:pipeline").out.endswith("of 3 of 4 indices\n")
+
+
+def test_a_shard_whose_database_no_other_shard_has_says_so(psnc: Psnc, write: Write) -> None:
+    write(
+        "adds.py",
+        "from stages_for_tests import *\npipeline = Numbers(4).filter(Sum()).write(Discard())\n",
+    )
+    for shard in ("1/2", "2/2"):
+        said = psnc("run", "adds.py:pipeline", "--shard", shard)
+        line = said.out.splitlines()[-1]
+        assert line.startswith("not gathered: this shard was recorded to a database of its own")
+    psnc("run", "adds.py:pipeline", "--resume", "--shard", "1/2")
+    said = psnc("run", "adds.py:pipeline", "--resume", "--shard", "2/2")
+    assert said.out.splitlines()[-1].endswith("of 4 of 4 indices")
 
 
 def test_failed_indices_are_not_divided_since_they_change(psnc: Psnc) -> None:

@@ -382,6 +382,26 @@ def test_directories_are_looked_through_where_that_is_asked_for(
     assert facts == [expected] * 3
 
 
+class WriteToOneDirectory(Sink[int]):
+    """Writes some files to the directory of all indices, by way of drafts that come and go."""
+
+    def __call__(self, items: Iterator[int], index: int) -> str:
+        directory = Path("together")
+        directory.mkdir(exist_ok=True)
+        for part in range(5):
+            draft = directory / f".{index}-{part}.draft"
+            draft.write_text("x")
+            draft.rename(directory / f"{index}-{part}")
+        return str(directory)
+
+
+@pytest.mark.parametrize("level", [None, *LEVELS])
+def test_what_others_move_meanwhile_is_no_failure_of_an_index(level: VerifyLevel | None) -> None:
+    pipeline = Numbers(200).write(WriteToOneDirectory())
+    summary = run_pipeline(pipeline, 4, "thread_pool", verify=level, collect=False)
+    assert (summary.completed, summary.failed) == (200, {})
+
+
 class Append(Sink[int]):
     """Adds a line to the one file, or to a file in the one directory, for each index."""
 

@@ -296,7 +296,12 @@ def run(
 def _gather(session: Session, *, is_shard: bool) -> None:
     # What an early shard put together could replace what the last one did.
     left = session.left_of_all_shards() if is_shard else 0
-    if left:
+    if left and not (session.pipeline.resume or session.pipeline.db_file):
+        click.echo(
+            "not gathered: this shard was recorded to a database of its own: give all shards "
+            "--resume or one --db-file, or merge their databases (psnc merge) and gather that one"
+        )
+    elif left:
         some = "1 index of all shards is" if left == 1 else f"{left} indices of all shards are"
         click.echo(
             f"not gathered: {some} not completed yet (the shard that completes the last one "

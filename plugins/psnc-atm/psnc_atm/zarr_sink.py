@@ -132,13 +132,10 @@ class AtomicDataZarrSink(Sink[AtomicData]):
 
     def _forget_what_is_lost(self, pipeline: Pipeline[AtomicData], store: ZarrStore) -> None:
         """Have those indices run again that are recorded as completed and are not in the store."""
-        # First what is recorded, then what is there: an index is recorded after it is written.
-        completed = _completed(pipeline)
-        if not completed:
-            return
-        with store.lock():
-            marks = _marks(store.current())
-        lost = [i for i in sorted(completed) if i < len(marks) and marks[i] != self._mark]
+        lost = self._lost(pipeline, store)
+        if lost:
+            # Twice: another driver may have been told to run one again between the two looks.
+            lost = sorted({*lost} & {*self._lost(pipeline, store)})
         if not lost:
             return
         logger.warning(
@@ -149,6 +146,16 @@ class AtomicDataZarrSink(Sink[AtomicData]):
         )
         for index in lost:
             pipeline.reset_index(index)
+
+    def _lost(self, pipeline: Pipeline[AtomicData], store: ZarrStore) -> list[int]:
+        """Return what is recorded as completed, and is not in the store."""
+        # First what is recorded, then what is there: an index is recorded after it is written.
+        completed = _completed(pipeline)
+        if not completed:
+            return []
+        with store.lock():
+            marks = _marks(store.current())
+        return [i for i in sorted(completed) if i < len(marks) and marks[i] != self._mark]
 
     def _lay_out(
         self, pipeline: Pipeline[AtomicData], identity: dict[str, Any]

@@ -25,7 +25,7 @@ from data import (
 )
 
 from psnc import Filter, Pipeline, Source, StageError, run_pipeline
-from psnc_atm import ASELMDBSource, AtomicData, AtomicDataZarrSink
+from psnc_atm import ASELMDBSource, AtomicData, AtomicDataZarrSink, zarr_sink
 
 
 class Flaky(Filter[AtomicData, AtomicData]):
@@ -279,3 +279,23 @@ def test_the_warning_comes_from_the_plugins_own_logger(
     [entry] = caplog.records
     assert (entry.name, entry.levelno) == ("psnc_atm", logging.WARNING)
     assert "indices 0-4 " in entry.message
+
+
+def test_what_another_driver_runs_again_meanwhile_is_not_taken_for_lost(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (pipeline_of(dataset, tmp_path) for _ in range(2))
+    run(first)
+    look_at_marks = zarr_sink._marks
+
+    def look_as_it_runs_again(store: Any) -> Any:
+        monkeypatch.undo()
+        first.reset_index(0)
+        AtomicDataZarrSink._mask_out(store, 0)
+        seen = look_at_marks(store)
+        assert first[0]
+        return seen
+
+    monkeypatch.setattr(zarr_sink, "_marks", look_as_it_runs_again)
+    run_pipeline(second, indices=[1], progress=False)
+    assert len(first.completed_indices) == len(first.source)
