@@ -84,7 +84,7 @@ def _what_changed(
         if earlier is None:
             counts["code that is not on record"] += len(indices)
             continue
-        for stage, what in now.changes_since(earlier):
+        for stage, what in now.changes_since(earlier) or [_of_python(earlier, now)]:
             counts[f"{stage} ({what})"] += len(indices)
     # The number goes without saying where it is all of them.
     parts = [what if count == total else f"{what}, {count}" for what, count in counts.items()]
@@ -93,3 +93,8 @@ def _what_changed(
     return (
         f"the code has changed, and {total} {results} {are} of the earlier one: {'; '.join(parts)}"
     )
+
+
+def _of_python(earlier: CodeVersion, now: CodeVersion) -> tuple[str, str]:
+    """Say what has changed where no stage's own code has."""
+    return "all stages", f"Python {earlier.python}, now {now.python}"

@@ -52,7 +52,8 @@ class _Reached:
         self._left: deque[Any] = deque()
         self._add(type(stage))
         for argument in constructor_arguments(stage).values():
-            self._add_all_of(argument)
+            for each in (argument, *_entries(argument)):
+                self._add_all_of(each)
 
     def parts(self) -> Iterator[str]:
         """Yield a line for each part."""
@@ -69,6 +70,9 @@ class _Reached:
     def _add_all_of(self, value: Any) -> None:
         for thing in _functions_of(value):
             self._add(thing)
+        # What an object of the user's own class does is in its class.
+        if not isinstance(value, (type, types.FunctionType)):
+            self._add(type(value))
 
     def _is_followed(self, module: str) -> bool:
         top = _top(module)
@@ -80,12 +84,17 @@ class _Reached:
         for base in thing.__bases__:
             self._add(base)
         for name, value in sorted(vars(thing).items()):
-            if _is_constant(value) and not _is_special(name):
+            if _is_special(name) and not isinstance(value, _CALLED):
+                continue
+            if _is_constant(value) or (name.isupper() and _is_table(value)):
                 yield f"{thing.__qualname__}.{name} = {_constant(value)}"
-            for each in _functions_of(value):
-                self._add(each)
+            self._add_all_of(value)
+            for each in _entries(value) if name.isupper() else ():
+                self._add_all_of(each)
 
     def _of(self, function: types.FunctionType) -> Iterator[str]:
+        if _is_made_anew(function):
+            return
         defaults = (function.__defaults__, sorted((function.__kwdefaults__ or {}).items()))
         values = [_constant(value) for value in _flat(defaults) if _is_constant(value)]
         yield f"{function.__qualname__} {_code_form(function.__code__)} {values}"
@@ -101,12 +110,14 @@ class _Reached:
         if isinstance(value, types.ModuleType):
             if self._is_followed(value.__name__):
                 yield from self._of_module(value, names)
-        elif _is_constant(value):
-            # Others can be counters, which change as the code runs.
+        elif _is_constant(value) or _is_table(value):
+            # Others can be counters or caches, which change as the code runs.
             if name.isupper():
                 yield f"{name} = {_constant(value)}"
         else:
             self._add_all_of(value)
+            for each in _entries(value) if name.isupper() else ():
+                self._add_all_of(each)
 
     def _of_module(self, module: types.ModuleType, names: Iterable[str]) -> Iterator[str]:
         there = vars(module)
@@ -183,11 +194,42 @@ def _is_constant(value: Any) -> bool:
     return type(value) in _PLAIN
 
 
+def _is_table(value: Any, depth: int = 0) -> bool:
+    """Tell whether a value is a list, set or dictionary of constants, or of such tables."""
+    # One that is within itself has no end.
+    if type(value) not in _TABLES or depth > _DEEPEST:
+        return False
+    parts = (*value, *_entries(value))
+    return all(_is_constant(each) or _is_table(each, depth + 1) for each in parts)
+
+
+def _entries(value: Any) -> Iterable[Any]:
+    if type(value) is dict:
+        return tuple(value.values())
+    return tuple(value) if type(value) in (list, tuple) else ()
+
+
+_TABLES = (list, set, dict)
+_DEEPEST = 8
+_CALLED = (types.FunctionType, staticmethod, classmethod, property)
+
+
+def _is_made_anew(function: types.FunctionType) -> bool:
+    """Tell whether attrs made a function of the fields, with a number of this process in it."""
+    code = function.__code__
+    return code.co_name == "__hash__" and code.co_filename.startswith("<attrs generated")
+
+
 def _constant(value: Any) -> str:
-    if isinstance(value, frozenset):
-        return f"frozenset{sorted(map(_constant, value))}"
+    if isinstance(value, (frozenset, set)):
+        return f"{type(value).__name__}{sorted(map(_constant, value))}"
     if isinstance(value, tuple):
         return f"({','.join(map(_constant, value))})"
+    if isinstance(value, list):
+        return f"[{','.join(map(_constant, value))}]"
+    if isinstance(value, dict):
+        pairs = (f"{_constant(key)}:{_constant(each)}" for key, each in value.items())
+        return f"{{{','.join(pairs)}}}"
     return _code_form(value) if isinstance(value, types.CodeType) else repr(value)
 
 

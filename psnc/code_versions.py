@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -77,19 +77,19 @@ class CodeVersion:
         content = json.dumps(asdict(self), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
-    def changes_since(self, earlier: CodeVersion) -> Iterator[tuple[str, str]]:
-        """Yield each stage whose code is another than it was, and in what."""
+    def changes_since(self, earlier: CodeVersion) -> list[tuple[str, str]]:
+        """Return each stage whose code is another than it was, and in what."""
+        changes = []
         for then, now in zip(earlier.stages, self.stages, strict=False):
-            if then.version != now.version:
+            if (then.distribution, then.version) != (now.distribution, now.version):
                 name = now.distribution or then.distribution
-                yield (
-                    now.stage,
-                    f"{name} {then.version or 'unknown'}, now {now.version or 'unknown'}",
-                )
+                versions = f"{then.version or 'unknown'}, now {now.version or 'unknown'}"
+                changes.append((now.stage, f"{name} {versions}"))
             elif then.code != now.code and earlier.python != self.python:
-                yield now.stage, f"Python {earlier.python}, now {self.python}"
+                changes.append((now.stage, f"Python {earlier.python}, now {self.python}"))
             elif then.code != now.code:
-                yield now.stage, "its code"
+                changes.append((now.stage, "its code"))
+        return changes
 
 
 def code_version(pipeline: Pipeline[Any]) -> CodeVersion:

@@ -27,6 +27,9 @@ BEAT_S = 10.0
 # whoever watches.
 WATCH_S = 60.0
 
+# How often it is tried, a beat apart, to release a claim where the store takes no writes.
+_RELEASE_TRIES = 60
+
 _logger = logging.getLogger("psnc.claims")
 
 
@@ -100,13 +103,13 @@ class DriverClaim:
         except StoreError as failure:
             if error is None:
                 raise
-            # The error that ends the run is said, and whoever comes finds that this driver is dead.
+            # The error that ends the run is said, and the thread goes on trying.
             _logger.info("a claim is left behind: %s", failure)
         finally:
             self._keeper.over.set()
             at_work.pop(self._keeper.own.invocation_id, None)
         # An interrupt can have kept it from beginning; it then ends by itself.
-        if self._thread.is_alive():
+        if self._thread.is_alive() and not self._keeper.is_out:
             self._thread.join()
         if error is None:
             self.require()
@@ -150,11 +153,7 @@ class _Keeper:
         """Take the claim out of the store, if it may be there; once."""
         if not self.is_out:
             return
-        try:
-            self._store.change_claims(self._without_own)
-        except StoreError:
-            self.is_out = False
-            raise
+        self._store.change_claims(self._without_own)
         self.is_out = False
 
     def _with_own(self, claims: tuple[Claim, ...]) -> tuple[Claim, ...]:
@@ -250,10 +249,14 @@ def _show_life(keeper: _Keeper, claim: weakref.ref[DriverClaim]) -> None:
         except StoreError as error:
             # Who records is told by its own error, and the next sign may come through.
             _logger.info("no sign of life can be written: %s", error)
-    try:
-        keeper.release()
-    except StoreError as error:
-        _logger.info("a claim is left behind: %s", error)
+    # As long as this process lives, others take the claim for that of a driver at work.
+    for _ in range(_RELEASE_TRIES):
+        try:
+            keeper.release()
+            return
+        except StoreError as error:
+            _logger.info("a claim is left behind, and will be released later: %s", error)
+        time.sleep(BEAT_S)
 
 
 @attrs.frozen

@@ -352,7 +352,7 @@ class Session:
             return self._distinct
         left = [index for index in self._distinct if index not in completed]
         self._cached = len(self._distinct) - len(left)
-        if isinstance(completed, dict):
+        if isinstance(completed, Mapping):
             asked_for_all = self._cached == len(completed)
             self._earlier = completed if asked_for_all else _among(completed, self._distinct)
         return _as_range(left)
@@ -559,7 +559,7 @@ def _as_range(indices: list[int]) -> Sequence[int]:
     return indices
 
 
-def _among(outputs: dict[int, list[str]], indices: Sequence[int]) -> dict[int, list[str]]:
+def _among(outputs: Mapping[int, list[str]], indices: Sequence[int]) -> dict[int, list[str]]:
     return {index: outputs[index] for index in indices if index in outputs}
 
 

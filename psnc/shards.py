@@ -44,7 +44,7 @@ class Shard:
             )
         part, parts = numbers
         if parts < 1:
-            raise PipelineError(f"shard={value!r}: there is no part of none")
+            raise PipelineError(f"shard={value!r}: divide it into 1 part at least")
         if not 1 <= part <= parts:
             raise PipelineError(f"shard={value!r}: parts are counted from 1 to {parts}")
         return cls(part, parts)

@@ -121,9 +121,10 @@ def reset_lost_indices(run: Run, indices: Sequence[int], level: VerifyLevel) -> 
     all_shared = bool(getattr(run.pipeline.sink, "shares_outputs", False))
     findings = _look(store.recorded_files(indices), level, all_shared=all_shared)
     reasons = findings.reasons()
+    # First, so that whoever sees that a disk is not mounted can still end the run.
+    _say(findings, level)
     if reasons:
         store.reset_indices(list(reasons))
-    _say(findings, level)
     return reasons
 
 

@@ -64,7 +64,7 @@ class Driver:
         """Return every process that the script has started, directly or not."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def finish(self, timeout: float = 30) -> tuple[int, str, str]:
+    def finish(self, timeout: float = 120) -> tuple[int, str, str]:
         """Wait for the end; return the exit status and what was printed."""
         out, err = self.process.communicate(timeout=timeout)
         return self.process.returncode, out, err
@@ -123,7 +123,7 @@ def leave_room(disk: Path, blocks: int) -> None:
         ballast.truncate(max(size - blocks * 4096, 0))
 
 
-def wait_for_end(processes: Sequence[psutil.Process], timeout_s: float = 15.0) -> None:
+def wait_for_end(processes: Sequence[psutil.Process], timeout_s: float = 60.0) -> None:
     """Return once none of the processes runs any more."""
 
     def running(process: psutil.Process) -> bool:

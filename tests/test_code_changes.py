@@ -33,13 +33,26 @@ import helpers
 from psnc import Filter, filter
 
 FACTOR = 2
+WEIGHTS = {"low": [1, 2]}
 counter = 0
+cache = {}
 
 def inner(x):
     return x + 1
 
 def helper(x, by=1):
-    return inner(x) * by
+    return inner(x) * by * WEIGHTS["low"][0]
+
+def one_way(x):
+    return 100 + x
+
+WAYS = {"one": one_way}
+
+class Shift:
+    def shift(self, x):
+        return x - 7
+
+shift = Shift()
 
 def unrelated(x):
     return x
@@ -59,6 +72,9 @@ class Mixin:
 class Stage(Mixin, Filter):
     """Doubles."""
 
+    NAMES = ["one"]
+    seen = {}
+
     def __call__(self, items):
         for item in items:
             yield self.one(item)
@@ -67,6 +83,7 @@ class Stage(Mixin, Filter):
     def one(self, x):
         def local(y):
             return y * FACTOR
+        x = WAYS[self.NAMES[0]](shift.shift(x))
         return helper(local(x)) + helpers.twice(x) + self.size
 
     @property
@@ -116,13 +133,19 @@ CHANGES = {
     ("by=3", "by=4"): {"stage_of_function"},
     ("map(self.function, items)", "map(self.function, iter(items))"): {"Calls"},
     ("return 2 * x", "return x * 2"): {"Stage"},
+    ('{"low": [1, 2]}', '{"low": [1, 3]}'): {"Stage", "Calls"},
+    ("return 100 + x", "return 101 + x"): {"Stage"},
+    ("return x - 7", "return x - 8"): {"Stage"},
+    ('NAMES = ["one"]', 'NAMES = ["one", "two"]'): {"Stage"},
     # What is no change.
     ('"""Doubles."""', ""): set(),
     ('"""Doubles."""', '"""Multiplies."""'): set(),
     ("    def one(self, x):", "    def one(self, x):\n        '''One.'''"): set(),
     ("def helper(", "\n\n# above\ndef helper("): set(),
-    ("inner(x) * by", "(inner(x)\n            * by)  # product"): set(),
+    ("inner(x) * by", "inner(x)  *  by"): set(),
     ("counter = 0", "counter = 7"): set(),
+    ("cache = {}", "cache = {1: 2}"): set(),
+    ("seen = {}", "seen = {1: 2}"): set(),
     ("def unrelated(x):\n    return x", "def unrelated(x):\n    return -x"): set(),
     ("def others(x):\n    return x", "def others(x):\n    return -x"): set(),
 }
@@ -172,6 +195,32 @@ def test_the_code_is_the_same_wherever_it_lies_and_once_it_has_run(tmp_path: Pat
     assert digests == {name: code_digest(stage) for name, stage in second.items()}
     list(second["stage_of_function"](iter([1, 2])))  # type: ignore[operator]
     assert digests == {name: code_digest(stage) for name, stage in second.items()}
+
+
+OTHER_SEEDS = """
+    import sys
+    import attrs
+    from psnc import Filter, as_source
+    from psnc.code_digest import code_digest
+
+    @attrs.frozen
+    class Item:
+        x: int
+
+    class Wrap(Filter):
+        KNOWN = {"a", "b", "c"}
+
+        def __call__(self, items):
+            return (Item(item) for item in items)
+
+    print(code_digest(Wrap()), code_digest(as_source([1, 2])))
+"""
+
+
+def test_the_code_is_the_same_in_every_process(run_python: Any, write: Write) -> None:
+    script = write("digests.py", OTHER_SEEDS)
+    printed = {run_python(script, PYTHONHASHSEED=seed).stdout for seed in "123"}
+    assert len(printed) == 1
 
 
 # --- what a resumed run says and does ---------------------------------------------------------

@@ -666,6 +666,18 @@ def test_a_claim_that_cannot_be_released_hides_no_earlier_error(keep_claims: Pat
         run_pipeline(pipeline)
 
 
+def test_a_claim_that_could_not_be_released_goes_once_the_store_takes_writes_again(
+    keep_claims: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver_claim, "BEAT_S", 0.1)
+    with pytest.raises(StoreError, match="claims are kept"):
+        run_pipeline(Pipeline(Numbers(3), sink=Discard(), db_file=keep_claims))
+    assert len(claims_of(keep_claims)) == 1
+    with closing(sqlite3.connect(keep_claims)) as connection, connection:
+        connection.execute("DROP TRIGGER keep")
+    wait_until(lambda: claims_of(keep_claims) == [])
+
+
 # --- databases --------------------------------------------------------------------------------
 
 

@@ -120,7 +120,7 @@ def test_what_belongs_together_is_in_one_shard_whatever_is_completed(
         ((True, 2), r"shard=\(True, 2\): give a part"),
         ("0/4", "shard='0/4': parts are counted from 1 to 4"),
         ("5/4", "shard='5/4': parts are counted from 1 to 4"),
-        ("0/0", "shard='0/0': there is no part of none"),
+        ("0/0", "shard='0/0': divide it into 1 part at least"),
     ],
 )
 def test_a_shard_that_there_is_not_is_refused(value: Any, said: str) -> None:

@@ -116,7 +116,7 @@ def test_a_worker_that_leaves_quietly_does_not_hang_the_run(
         print(sorted(pipeline.completed_indices), pipeline.failed_indices)
         """,
     )
-    printed = run_python(script, str(exit_code), timeout=20).stdout
+    printed = run_python(script, str(exit_code), timeout=90).stdout
     assert printed.startswith("[0, 1, 3, 4, 5] {2: 'WorkerDiedError: ")
     assert f"code {exit_code}" in printed
 
@@ -147,7 +147,7 @@ def test_sys_exit_in_a_stage_is_no_failure_of_the_index(
                 print(exit.code, 2 in pipeline.completed_indices, pipeline.failed_indices, idle)
         """,
     )
-    assert run_python(script, timeout=30).stdout == "5 False {} [None]\n" * 3
+    assert run_python(script, timeout=90).stdout == "5 False {} [None]\n" * 3
 
 
 def test_every_worker_may_die_over_and_over() -> None:
