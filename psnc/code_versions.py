@@ -30,9 +30,9 @@ __all__ = [
     "StageCode",
     "are_versions",
     "code_version",
-    "parsed_versions",
     "united",
-    "versions_with",
+    "versions_in",
+    "versions_text",
 ]
 
 
@@ -99,21 +99,6 @@ def code_version(pipeline: Pipeline[Any]) -> CodeVersion:
     return CodeVersion(python, tuple(_stage_code(stage) for stage in stages if stage is not None))
 
 
-def versions_with(text: str | None, version: CodeVersion) -> str | None:
-    """Return a run's ``code_versions`` with one more; ``None`` if it is there already.
-
-    Raises
-    ------
-    ValueError
-        If they are not as they were written.
-    """
-    versions = parsed_versions(text)
-    if version.digest in versions:
-        return None
-    versions[version.digest] = version
-    return _as_text(versions)
-
-
 def united(*texts: str | None) -> str | None:
     """Return ``code_versions`` of several databases in one; ``None`` if there are none.
 
@@ -122,11 +107,12 @@ def united(*texts: str | None) -> str | None:
     ValueError
         If one is not as it was written.
     """
-    versions = {digest: each for text in texts for digest, each in parsed_versions(text).items()}
-    return _as_text(versions) if versions else None
+    return versions_text(
+        {digest: each for text in texts for digest, each in versions_in(text).items()}
+    )
 
 
-def parsed_versions(text: str | None) -> dict[str, CodeVersion]:
+def versions_in(text: Any) -> dict[str, CodeVersion]:
     """Return what a run's ``code_versions`` say.
 
     Raises
@@ -146,13 +132,16 @@ def parsed_versions(text: str | None) -> dict[str, CodeVersion]:
 def are_versions(text: Any) -> bool:
     """Tell whether what is in a database can be what was written there."""
     try:
-        parsed_versions(text)
-    except (ValueError, TypeError):
+        versions_in(text)
+    except ValueError:
         return False
     return True
 
 
-def _as_text(versions: Mapping[str, CodeVersion]) -> str:
+def versions_text(versions: Mapping[str, CodeVersion]) -> str | None:
+    """Return a run's ``code_versions`` as a store keeps them; ``None`` if there are none."""
+    if not versions:
+        return None
     return json.dumps({digest: asdict(version) for digest, version in versions.items()})
 
 

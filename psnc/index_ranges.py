@@ -1,11 +1,11 @@
-"""Indices as short text, such as ``0-99,200``, and back."""
+"""Indices as ranges, and as short text of those, such as ``0-99,200``, and back."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["ranges_in", "ranges_text"]
+__all__ = ["ranges_in", "ranges_text", "runs_of"]
 
 # Two numbers are shorter by themselves.
 _SHORTEST_STRIDE = 3
@@ -40,6 +40,19 @@ def ranges_in(text: str) -> list[range]:
     [range(0, 4), range(7, 8)]
     """
     return [_range(part) for part in text.split(",")] if text else []
+
+
+def runs_of(indices: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Yield first and last of each run of indices without a gap."""
+    first = last = None
+    for index in indices:
+        if last is None or index != last + 1:
+            if first is not None and last is not None:
+                yield first, last
+            first = index
+        last = index
+    if first is not None and last is not None:
+        yield first, last
 
 
 def _texts(indices: Sequence[int]) -> Iterator[str]:

@@ -16,13 +16,14 @@ from itertools import islice
 from typing import Any
 
 from psnc.claims import Claim, claims_in, claims_text
-from psnc.code_versions import CodeVersion, parsed_versions
+from psnc.code_versions import CodeVersion, versions_in, versions_text
 from psnc.errors import StoreError
 from psnc.group_commit import GroupCommitStore
+from psnc.index_ranges import runs_of
 from psnc.records import OutputFacts
 from psnc.store import Counts, IndexRow, RecordedFile, RunRow, StageTotal
 
-__all__ = ["CHUNK", "Rows", "SQLStore", "Statement"]
+__all__ = ["CHUNK", "Rows", "SQLStore", "Statement", "is_among"]
 
 Statement = tuple[str, tuple[Any, ...]]
 Rows = list[tuple[Any, ...]]
@@ -120,6 +121,13 @@ class SQLStore(GroupCommitStore):
             "work, set claims in its row of pipeline_runs to NULL"
         )
 
+    def unreadable_code_versions(self) -> StoreError:
+        """Return the error of a run whose code versions are not as psnc writes them."""
+        return StoreError(
+            f"{self.place}: code_versions of run {self.run_id} is not as it was written: restore "
+            "it, or set it to NULL"
+        )
+
     def column(self, table: str, name: str) -> str:
         """Return a column in a query: ``NULL`` where the tables are those of a psnc without it."""
         return name
@@ -157,6 +165,18 @@ class SQLStore(GroupCommitStore):
 
         self.exchange(f"SELECT claims {_RUN}", (self.run_id,), answer)
 
+    def record_code(self, code: CodeVersion) -> None:
+        """Have it on record what the code of the stages is; for the end of :meth:`attach`."""
+        if code.digest in self.code_versions():
+            return
+
+        def answer(rows: list[tuple[Any, ...]]) -> list[Statement]:
+            # Again, since another process may have added its own.
+            versions = self._versions_in(rows) | {code.digest: code}
+            return [(_SET_CODE_VERSIONS, (versions_text(versions), self.run_id))]
+
+        self.exchange(f"SELECT code_versions {_RUN}", (self.run_id,), answer)
+
     def reset(self) -> None:
         """Forget every index, log entry and worker of the run."""
         run = (self.run_id,)
@@ -173,7 +193,7 @@ class SQLStore(GroupCommitStore):
     def reset_indices(self, indices: Iterable[int]) -> None:
         """Forget indices, and their log entries; those that follow each other at once."""
         delete = "DELETE FROM {{schema}}.{} WHERE run_id = ? AND idx BETWEEN ? AND ?"
-        ranges = _ranges(sorted(set(indices)))
+        ranges = runs_of(sorted(set(indices)))
         while some := list(islice(ranges, _RANGES_AT_ONCE)):
             keys = [(self.run_id, *ends) for ends in some]
             statements = [(delete.format(table), key) for key in keys for table in INDEX_TABLES]
@@ -248,14 +268,7 @@ class SQLStore(GroupCommitStore):
     def code_versions(self) -> dict[str, CodeVersion]:
         """Return what the code of the stages was, by its digest."""
         column = self.column("pipeline_runs", "code_versions")
-        rows = self._ask(f"SELECT {column}", "FROM {schema}.pipeline_runs WHERE run_id = ?")
-        try:
-            return parsed_versions(rows[0][0] if rows else None)
-        except ValueError as error:
-            raise StoreError(
-                f"{self.place}: code_versions of run {self.run_id} is not as it was written: "
-                "restore a copy"
-            ) from error
+        return self._versions_in(self._ask(f"SELECT {column}", _RUN))
 
     def other_code(self, code_digest: str) -> list[str]:
         """Return the digests of other code that completed indices ran with."""
@@ -356,6 +369,12 @@ class SQLStore(GroupCommitStore):
         except ValueError:
             raise self.unreadable_claims() from None
 
+    def _versions_in(self, rows: list[tuple[Any, ...]]) -> dict[str, CodeVersion]:
+        try:
+            return versions_in(rows[0][0]) if rows else {}
+        except ValueError:
+            raise self.unreadable_code_versions() from None
+
     def _ask(self, columns: str, tables: str, *arguments: Any) -> list[Any]:
         """Run a query whose first parameter is the selected run."""
         return self.read(f"{columns} {tables}", self.run_id, *arguments)[0]
@@ -370,13 +389,10 @@ class SQLStore(GroupCommitStore):
         return [dict(zip(names, row, strict=True)) for row in rows]
 
 
-def _ranges(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield first and last of each range of sorted, distinct indices."""
-    start = 0
-    for end in range(1, len(indices) + 1):
-        if end == len(indices) or indices[end] != indices[end - 1] + 1:
-            yield indices[start], indices[end - 1]
-            start = end
+def is_among(index: int, indices: Sequence[int]) -> bool:
+    """Tell whether an index is one of these, which are sorted."""
+    place = bisect_left(indices, index)
+    return place < len(indices) and indices[place] == index
 
 
 def _of_index(tables: str, index: int | None, order: str) -> tuple[Any, ...]:
@@ -387,15 +403,8 @@ def _of_index(tables: str, index: int | None, order: str) -> tuple[Any, ...]:
 
 
 _RUN = "FROM {schema}.pipeline_runs WHERE run_id = ?"
+_SET_CODE_VERSIONS = "UPDATE {schema}.pipeline_runs SET code_versions = ? WHERE run_id = ?"
 _SET_CLAIMS = "UPDATE {schema}.pipeline_runs SET claims = ? WHERE run_id = ?"
-
-
-def is_among(index: int, indices: Sequence[int]) -> bool:
-    """Tell whether an index is one of these, which are sorted."""
-    place = bisect_left(indices, index)
-    return place < len(indices) and indices[place] == index
-
-
 # Indices in one query: less than it can have parameters.
 _PORTION = 500
 _FACTS = ("size_bytes", "content_digest")

@@ -92,9 +92,9 @@ def reset(database: str, run_id: int | None, indices: tuple[int, ...], yes: bool
             if sys.stdin is None or not sys.stdin.isatty():
                 raise click.UsageError("without a terminal to ask on, give --yes to forget records")
             click.confirm(f"Forget {what} of {shown_url(database)}?", abort=True)
-        for index in indices:
-            store.reset_index(index)
-        if not indices:
+        if indices:
+            store.reset_indices(indices)
+        else:
             store.reset()
     click.echo(f"forgot {what}")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from psnc.errors import StageError
+from psnc.index_ranges import runs_of
 from psnc_atm.store_plan import StorePlan
 from psnc_atm.zarr_store import WRITTEN, ZarrStore, draft_path, lay_out, open_store
 
-__all__ = ["changed_indices", "lay_out_anew", "runs_of", "take_back"]
+__all__ = ["changed_indices", "lay_out_anew", "take_back"]
 
 # Whole chunks at a time, few enough to stay small in memory.
 _COPIED_CHUNKS = 16
@@ -98,19 +99,6 @@ def lay_out_anew(
         ) from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def runs_of(indices: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Yield first and last of each run of indices without a gap."""
-    first = last = None
-    for index in indices:
-        if last is None or index != last + 1:
-            if first is not None and last is not None:
-                yield first, last
-            first = index
-        last = index
-    if first is not None and last is not None:
-        yield first, last
 
 
 def _copy_indices(old: ZarrStore, new: ZarrStore, first: int, last: int) -> None:

@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psnc.errors import ConfigurationError, StageError, TrackingDisabledError
+from psnc.index_ranges import runs_of
 from psnc.provenance import canonical_json
 from psnc.stages import Param, Sink
 from psnc_atm.atomic_data import AtomicData
 from psnc_atm.fields import OPTIONAL, Level
 from psnc_atm.region_buffer import RegionBuffer
 from psnc_atm.store_plan import atom_counts, plan_store
-from psnc_atm.zarr_relayout import changed_indices, lay_out_anew, runs_of, take_back
+from psnc_atm.zarr_relayout import changed_indices, lay_out_anew, take_back
 from psnc_atm.zarr_store import WRITTEN, ZarrStore, create_store, open_store
 
 if TYPE_CHECKING:
@@ -144,8 +145,7 @@ class AtomicDataZarrSink(Sink[AtomicData]):
             self._path,
             _in_words(lost),
         )
-        for index in lost:
-            pipeline.reset_index(index)
+        pipeline.require_store("AtomicDataZarrSink").reset_indices(lost)
 
     def _lost(self, pipeline: Pipeline[AtomicData], store: ZarrStore) -> list[int]:
         """Return what is recorded as completed, and is not in the store."""

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import psycopg
 
-from psnc.code_versions import versions_with
 from psnc.config import Durability
-from psnc.errors import StoreError
 from psnc.group_commit import WorkerRow
 from psnc.records import IndexRecord, utc_timestamp
 from psnc.sql_store import CHUNK, Rows, SQLStore, Statement
@@ -86,6 +84,7 @@ class PostgresStore(SQLStore):
         somebody has begun another run of the same configuration meanwhile.
         """
         self._run_id = self._use("write", lambda connection: self._attached(connection, run))
+        self.record_code(run.code)
 
     # --- recording ----------------------------------------------------------------------------
 
@@ -230,22 +229,7 @@ class PostgresStore(SQLStore):
             if total_indices != run.total_indices:
                 update = qualified(_UPDATE_TOTAL, self._at.schema)
                 connection.execute(update, [run.total_indices, run_id])
-            if self._added_code(run, *one(_CODE_VERSIONS, run_id)) is not None:
-                # Again once the row is this transaction's: another may have added its own.
-                added = self._added_code(run, *one(f"{_CODE_VERSIONS} FOR UPDATE", run_id))
-                if added is not None:
-                    set_versions = qualified(_SET_CODE_VERSIONS, self._at.schema)
-                    connection.execute(set_versions, [added, run_id])
         return int(run_id)
-
-    def _added_code(self, run: Run, code_versions: str | None) -> str | None:
-        try:
-            return versions_with(code_versions, run.code)
-        except ValueError as error:
-            raise StoreError(
-                f"{self.place}: code_versions of a run is not as it was written: restore it, or "
-                "set it to NULL"
-            ) from error
 
     def _new_run(self, connection: Connection, run: Run) -> tuple[Any, ...]:
         run_dir = text_for(connection)(run.run_dir)
@@ -271,6 +255,4 @@ _INSERT_RUN = """
     VALUES (%s, %s, %s, %s, %s, %s) RETURNING run_id, total_indices
 """
 _INSERT_INSTANCE = "INSERT INTO {schema}.pipeline_instances (instance_id, run_id) VALUES (%s, %s)"
-_CODE_VERSIONS = "SELECT code_versions FROM {schema}.pipeline_runs WHERE run_id = %s"
-_SET_CODE_VERSIONS = "UPDATE {schema}.pipeline_runs SET code_versions = %s WHERE run_id = %s"
 _UPDATE_TOTAL = "UPDATE {schema}.pipeline_runs SET total_indices = %s WHERE run_id = %s"

@@ -14,7 +14,6 @@ from weakref import WeakSet
 from psnc.builtin.checkpoint.connection import (
     DATABASE_ERRORS,
     connect,
-    damaged,
     raise_store_error,
     refuse_other_databases,
 )
@@ -26,7 +25,6 @@ from psnc.builtin.checkpoint.writer import (
     storable_text,
     write_group,
 )
-from psnc.code_versions import versions_with
 from psnc.config import Config
 from psnc.group_commit import WorkerRow
 from psnc.records import IndexRecord, utc_timestamp
@@ -208,30 +206,19 @@ class SQLiteStore(VerifiedStore):
                 add_missing_columns(connection)
             self._columns.clear()
         self.refuse_damaged_runs()
-        find = (
-            "SELECT run_id, total_indices, code_versions FROM pipeline_runs WHERE config_hash = ?"
-        )
+        find = "SELECT run_id, total_indices FROM pipeline_runs WHERE config_hash = ?"
         row = connection.execute(find, (run.config_hash,)).fetchone()
         if row is None:
             config, run_dir = run.pipeline.config_json, storable_text(run.run_dir)
             values = (run.config_hash, config, utc_timestamp(), run_dir, run.total_indices)
             connection.execute(_INSERT_RUN, (*values, version("psnc")))
             row = connection.execute(find, (run.config_hash,)).fetchone()
-        run_id, total_indices, code_versions = row
+        run_id, total_indices = row
         if total_indices != run.total_indices:
             update = "UPDATE pipeline_runs SET total_indices = ? WHERE run_id = ?"
             connection.execute(update, (run.total_indices, run_id))
-        try:
-            if versions_with(code_versions, run.code) is not None:
-                with Transaction(connection):
-                    # Another process may have added its own.
-                    ((code_versions,),) = connection.execute(_CODE_VERSIONS, (run_id,)).fetchall()
-                    added = versions_with(code_versions, run.code) or code_versions
-                    connection.execute(_SET_CODE_VERSIONS, (added, run_id))
-        except ValueError as error:
-            what = f"code_versions of run {run_id} is not as it was written"
-            raise damaged(self.path, what) from error
         self._run_id = run_id
+        self.record_code(run.code)
 
 
 _stores: WeakSet[SQLiteStore] = WeakSet()
@@ -253,8 +240,6 @@ def _in_sqlite(text: str, arguments: tuple[Any, ...]) -> tuple[str, tuple[Any, .
     return text.replace("{schema}", "main"), tuple(storable)
 
 
-_CODE_VERSIONS = "SELECT code_versions FROM pipeline_runs WHERE run_id = ?"
-_SET_CODE_VERSIONS = "UPDATE pipeline_runs SET code_versions = ? WHERE run_id = ?"
 _INSERT_RUN = """
     INSERT OR IGNORE INTO pipeline_runs
         (config_hash, config_json, started_at, run_dir, total_indices, psnc_version)

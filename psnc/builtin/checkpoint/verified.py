@@ -189,6 +189,11 @@ class VerifiedStore(SQLStore):
         """Return the error of a database with claims that are not as psnc writes them."""
         return damaged(self.path, f"what drivers claim of run {self.run_id} cannot be read")
 
+    def unreadable_code_versions(self) -> StoreError:
+        """Return the error of a database whose code versions are not as psnc writes them."""
+        what = f"code_versions of run {self.run_id} is not as it was written"
+        return damaged(self.path, what)
+
     def column(self, table: str, name: str) -> str:
         """Return a column, or ``NULL`` where an earlier psnc made the table."""
         there = self._columns.get(table)
