@@ -52,8 +52,7 @@ class _Reached:
         self._left: deque[Any] = deque()
         self._add(type(stage))
         for argument in constructor_arguments(stage).values():
-            for each in (argument, *_entries(argument)):
-                self._add_all_of(each)
+            self._add_all_of(argument, with_entries=True)
 
     def parts(self) -> Iterator[str]:
         """Yield a line for each part."""
@@ -67,12 +66,14 @@ class _Reached:
             self._kept.append(thing)
             self._left.append(thing)
 
-    def _add_all_of(self, value: Any) -> None:
+    def _add_all_of(self, value: Any, *, with_entries: bool = False) -> None:
         for thing in _functions_of(value):
             self._add(thing)
         # What an object of the user's own class does is in its class.
         if not isinstance(value, (type, types.FunctionType)):
             self._add(type(value))
+        for each in _entries(value) if with_entries else ():
+            self._add_all_of(each)
 
     def _is_followed(self, module: str) -> bool:
         top = _top(module)
@@ -88,9 +89,7 @@ class _Reached:
                 continue
             if _is_constant(value) or (name.isupper() and _is_table(value)):
                 yield f"{thing.__qualname__}.{name} = {_constant(value)}"
-            self._add_all_of(value)
-            for each in _entries(value) if name.isupper() else ():
-                self._add_all_of(each)
+            self._add_all_of(value, with_entries=name.isupper())
 
     def _of(self, function: types.FunctionType) -> Iterator[str]:
         if _is_made_anew(function):
@@ -115,9 +114,7 @@ class _Reached:
             if name.isupper():
                 yield f"{name} = {_constant(value)}"
         else:
-            self._add_all_of(value)
-            for each in _entries(value) if name.isupper() else ():
-                self._add_all_of(each)
+            self._add_all_of(value, with_entries=name.isupper())
 
     def _of_module(self, module: types.ModuleType, names: Iterable[str]) -> Iterator[str]:
         there = vars(module)

@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError
 from hashlib import sha256
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 from threading import Event
-from typing import Literal
+from typing import Literal, get_args
 
 from psnc.records import OutputFacts
 from psnc.stages import Sink, Stage
@@ -16,7 +16,7 @@ from psnc.stages import Sink, Stage
 __all__ = ["LEVELS", "VerifyLevel", "facts_now", "facts_to_record"]
 
 VerifyLevel = Literal["exists", "size", "checksum"]
-LEVELS: tuple[VerifyLevel, ...] = ("exists", "size", "checksum")
+LEVELS: tuple[VerifyLevel, ...] = get_args(VerifyLevel)
 
 _NOTHING = OutputFacts()
 _BLOCK = 2**18

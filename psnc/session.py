@@ -366,8 +366,7 @@ class Session:
         """Forget those indices whose outputs are gone or changed, if that is asked for."""
         level = self.run_state.verify
         if level is not None:
-            requested = self._distinct
-            self._lost_outputs = reset_lost_indices(self.run_state, requested, level)
+            self._lost_outputs = reset_lost_indices(self.run_state, self._distinct, level)
 
     # --- during -------------------------------------------------------------------------------
 

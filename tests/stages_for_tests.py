@@ -246,3 +246,8 @@ def held_pipeline(directory: str | os.PathLike[str], count: int = 10) -> Pipelin
         sink=Discard(),
         db_file=place / "shared.db",
     )
+
+
+def again(pipeline: Pipeline[Any]) -> Pipeline[Any]:
+    """Return the same pipeline as another program has it."""
+    return Pipeline(pipeline.source, pipeline.filters, pipeline.sink, db_file=pipeline.db_path)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from command_line import Psnc, Said, Write, psnc, write
-from stages_for_tests import Discard, Numbers, WriteText
+from stages_for_tests import Discard, Numbers, WriteText, again
 from test_own_pools import METHODS, OWN_POOLS
 
 from psnc import CodeChangedError, Filter, Pipeline, PipelineError, StoreError, run_pipeline
@@ -432,11 +432,6 @@ def test_another_python_is_said_where_the_code_cannot_be_compared(
 
 
 # --- what is on record ------------------------------------------------------------------------
-
-
-def again(pipeline: Pipeline[Any]) -> Pipeline[Any]:
-    """Return the same pipeline as another program has it."""
-    return Pipeline(pipeline.source, pipeline.filters, pipeline.sink, db_file=pipeline.db_path)
 
 
 def change_code_versions(database: Path, change: Callable[[str], str | None]) -> None:

@@ -12,18 +12,12 @@ from typing import Any
 
 import pytest
 from damage import change, make_database, overwrite, root_page, rows_of, zero_page
-from stages_for_tests import numbers_pipeline
+from stages_for_tests import again, numbers_pipeline
 
 from psnc import Pipeline, StoreError, run_pipeline
 from psnc.builtin.checkpoint import mounts
 from psnc.builtin.checkpoint.check import check
 from psnc.builtin.checkpoint.mounts import network_filesystem
-
-
-def again(pipeline: Pipeline[int]) -> Pipeline[int]:
-    """Return the same pipeline as another program has it."""
-    return Pipeline(pipeline.source, pipeline.filters, pipeline.sink, db_file=pipeline.db_path)
-
 
 # --- results that are not as they were written ------------------------------------------------
 
@@ -195,7 +189,7 @@ def test_a_log_that_is_gone_is_said_and_what_it_held_runs_again(
 ) -> None:
     code = """
         import os
-        from stages_for_tests import numbers_pipeline
+        from stages_for_tests import again, numbers_pipeline
         pipeline = numbers_pipeline(30, db_file="run.db")
         for index in range(30):
             pipeline[index]
@@ -229,7 +223,7 @@ def test_a_directory_that_cannot_be_written_to_is_refused(run_python: Callable[.
         script = """
             import os, sys
             from psnc import StoreError, run_pipeline
-            from stages_for_tests import numbers_pipeline
+            from stages_for_tests import again, numbers_pipeline
 
             os.chdir(sys.argv[1])
             # So that all is imported: another user may not reach the modules.
