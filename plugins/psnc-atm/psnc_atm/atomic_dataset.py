@@ -158,8 +158,9 @@ class AtomicDataset:
             number = operator.index(which)  # type: ignore[arg-type]
         except TypeError:
             return self._selection(self._rows[self._positions(which)])
-        position = self._positions([number])
-        return self._structures.structures(self._rows[position])[0]
+        if not -len(self) <= number < len(self):
+            raise self._out_of_range(number)
+        return self._structures.structure(int(self._rows[number]))
 
     def __iter__(self) -> Iterator[AtomicData]:
         """Yield the structures in order, reading some at a time."""
@@ -215,8 +216,11 @@ class AtomicDataset:
             return wanted
         outside = (wanted < -len(self)) | (wanted >= len(self))
         if outside.any():
-            raise IndexRangeError(
-                f"index {wanted[outside][0]} is out of range: {self._structures.where} has "
-                f"{len(self)} {'structure' if len(self) == 1 else 'structures'}"
-            )
+            raise self._out_of_range(int(wanted[outside][0]))
         return wanted
+
+    def _out_of_range(self, number: int) -> IndexRangeError:
+        return IndexRangeError(
+            f"index {number} is out of range: {self._structures.where} has "
+            f"{len(self)} {'structure' if len(self) == 1 else 'structures'}"
+        )

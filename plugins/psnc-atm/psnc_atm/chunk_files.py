@@ -38,11 +38,13 @@ class ChunkError(Exception):
 
     Attributes
     ----------
-    file : Path
+    file : str
         The file that it is in.
+    cause : str
+        What is wrong with it.
     """
 
-    def __init__(self, file: Path, cause: str) -> None:
+    def __init__(self, file: str, cause: str) -> None:
         super().__init__(file, cause)
         self.file, self.cause = file, cause
 
@@ -85,9 +87,9 @@ class ChunkFiles:
         Rows that are decoded together.
     """
 
-    directory: Path
     chunk_rows: int
-    _key: tuple[str, str]
+    _before: str
+    _after: str
     _codecs: _Codecs
     _shards: _Shards | None
 
@@ -100,7 +102,8 @@ class ChunkFiles:
             If its file cannot be read or decoded.
         """
         per_file = 1 if self._shards is None else self._shards.chunks
-        path = self._file(number // per_file)
+        # Plain strings: making a Path takes as long as opening it.
+        path = f"{self._before}{number // per_file}{self._after}"
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -123,11 +126,6 @@ class ChunkFiles:
             raise ChunkError(path, cause) from error
         finally:
             os.close(descriptor)
-
-    def _file(self, number: int) -> Path:
-        prefix, separator = self._key
-        rest = ("0",) * (len(self._codecs.shape) - 1)
-        return self.directory / separator.join((prefix, str(number), *rest))
 
     def _place(self, descriptor: int, size: int, number: int) -> tuple[int, int] | None:
         assert self._shards is not None
@@ -161,7 +159,13 @@ def _described(directory: Path, array: Mapping[str, Any]) -> ChunkFiles:
         _require(chunk[1:] == shape[1:])
         shards = _shards(sharding, stored[0] // chunk[0])
     separator = encoding.get("configuration", {}).get("separator", "/")
-    return ChunkFiles(directory, chunk[0], ("c", separator), _codecs(codecs, dtype, chunk), shards)
+    return ChunkFiles(
+        chunk_rows=chunk[0],
+        before=f"{directory}/c{separator}",
+        after=f"{separator}0" * (len(shape) - 1),
+        codecs=_codecs(codecs, dtype, chunk),
+        shards=shards,
+    )
 
 
 def _shards(sharding: Mapping[str, Any], chunks: int) -> _Shards:

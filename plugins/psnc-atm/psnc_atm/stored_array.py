@@ -106,6 +106,18 @@ class StoredArray:
     _cache: ChunkCache
     _unchanged: Callable[[], None] = field(repr=False)
 
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        """Return some rows, in an array of its own."""
+        number, first = divmod(start, self.chunk_rows)
+        last = first + stop - start
+        if first < last <= self.chunk_rows:
+            chunk = self._cache.chunk(self.name, number, self._load)
+            if chunk is not None:
+                return chunk[first:last].astype(self.dtype)
+            return np.full((stop - start, *self.shape[1:]), self._fill, self.dtype)
+        ranges = np.array([start]), np.array([stop])
+        return self.take(pieces_by_chunk(*ranges, self.chunk_rows), stop - start)
+
     def take(self, pieces: Pieces, rows: int) -> NDArray[Any]:
         """Return the rows that ``pieces`` lists, ``rows`` in all, in an array of its own."""
         taken = np.empty((rows, *self.shape[1:]), dtype=self.dtype)
@@ -188,7 +200,7 @@ def stored_array(
     return StoredArray(
         name=name,
         shape=array.shape,
-        dtype=np.dtype(array.dtype),
+        dtype=np.dtype(array.dtype).newbyteorder("="),
         chunk_rows=array.chunks[0] if files is None else files.chunk_rows,
         fill=0 if array.fill_value is None else array.fill_value,
         read=_ZarrChunks(name, where, array) if files is None else _FileChunks(files),

@@ -113,6 +113,8 @@ class StoredStructures:
                 total = int((stops - starts).sum())
                 plans[plan] = pieces_by_chunk(starts, stops, field.array.chunk_rows), total
             columns[field.key] = field.array.take(*plans[plan])
+            if field.attribute == "edge_index":
+                self._check_edges(columns[field.key], rows)
         return columns
 
     def arrays(self, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
@@ -128,14 +130,40 @@ class StoredStructures:
                 columns["neighbor_list"] += moved[:, None]
         return {**arrays, **columns}
 
+    def structure(self, row: int) -> AtomicData:
+        """Return the structure of one row."""
+        ranges = {level: self._range(level, row) for level in self._levels}
+        values = {field.key: field.array.rows(*ranges[field.level]) for field in self.fields}
+        for field in self.fields:
+            if field.attribute == "edge_index":
+                self._check_edges(values[field.key], np.array([row]))
+        return self._assembled(values, row)
+
     def structures(self, rows: NDArray[np.int64]) -> list[AtomicData]:
         """Return the structures of several rows, in their order."""
         columns = self.columns(rows)
         ends = {level: _running_total(self.counts(level, rows)).tolist() for level in self._levels}
-        return [
-            self._structure(columns, {level: ends[level][at : at + 2] for level in ends}, int(row))
-            for at, row in enumerate(rows)
-        ]
+        made = []
+        for at, row in enumerate(rows.tolist()):
+            places = {level: slice(*ends[level][at : at + 2]) for level in ends}
+            # Copies: what is kept of one structure must not keep those that were read with it.
+            values = {
+                field.key: columns[field.key][places[field.level]].copy() for field in self.fields
+            }
+            made.append(self._assembled(values, row))
+        return made
+
+    def _check_edges(self, edges: NDArray[np.int64], rows: NDArray[np.int64]) -> None:
+        """Refuse edges to other structures' atoms: negative numbers would be taken for others."""
+        counts = self.counts("edge", rows)
+        starts, stops = (np.repeat(ptr, counts)[:, None] for ptr in self._ranges("atom", rows))
+        outside = ((edges < starts) | (edges >= stops)).any(axis=1)
+        if outside.any():
+            row = int(np.repeat(rows, counts)[outside][0])
+            raise SourceError(
+                f"{self.where}: core/neighbor_list of row {row} names atoms of other rows; write "
+                "the store anew, or read it without neighbor_list (fields=...)"
+            )
 
     @property
     def _levels(self) -> set[Level]:
@@ -149,26 +177,27 @@ class StoredStructures:
         ptr = self.atoms_ptr if level == "atom" else self.edges_ptr
         return ptr[rows], ptr[rows + 1]
 
-    def _structure(
-        self, columns: Mapping[str, NDArray[Any]], ranges: Mapping[Level, list[int]], row: int
-    ) -> AtomicData:
+    def _range(self, level: Level, row: int) -> tuple[int, int]:
+        if level == "system":
+            return row, row + 1
+        ptr = self.atoms_ptr if level == "atom" else self.edges_ptr
+        return int(ptr[row]), int(ptr[row + 1])
+
+    def _assembled(self, stored: Mapping[str, NDArray[Any]], row: int) -> AtomicData:
+        """Make a structure of its own rows of each field."""
         values: dict[str, Any] = {}
         info: dict[str, Any] = {}
         absent = set()
         for field in self.fields:
-            start, stop = ranges[field.level]
-            stored = columns[field.key]
+            value: Any = stored[field.key]
             if field.tells_of is not None:
-                if not stored[start].all():
+                if not value.all():
                     absent.add(field.tells_of)
                 continue
             if field.attribute == "edge_index":
-                value: Any = np.ascontiguousarray((stored[start:stop] - self.atoms_ptr[row]).T)
+                value = np.ascontiguousarray((value - self.atoms_ptr[row]).T)
             elif field.level == "system":
-                value = _of_system(field, stored[start])
-            else:
-                # A copy: what is kept of one structure must not keep those read with it.
-                value = stored[start:stop].copy()
+                value = _of_system(field, value[0])
             if field.attribute is None:
                 info[field.key] = value
             else:
@@ -183,9 +212,7 @@ def _of_system(field: StoredField, value: Any) -> Any:
     kind = None if field.attribute is None else FIELDS[field.attribute]
     if kind is not None and kind.scalar:
         return float(value.item())
-    if kind is None and value.shape in ((), (1,)):
-        return value.item()
-    return value.copy()
+    return value.item() if kind is None and value.shape in ((), (1,)) else value
 
 
 def _running_total(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -199,31 +226,33 @@ def _running_total(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
 class _Layout:
     """What tells the files of a store from those of another one at the same path."""
 
-    path: Path
+    # psnc writes this file once, as it lays a store out; others keep to one directory.
+    file: str
+    directory: str
     found: tuple[int, int]
 
     @classmethod
     def at(cls, path: Path) -> _Layout:
-        return cls(path, cls._look(path))
+        places = str(path / "psnc" / "zarr.json"), str(path)
+        return cls(*places, cls._look(*places))
 
     def __call__(self) -> None:
         try:
-            same = self._look(self.path) == self.found
+            same = self._look(self.file, self.directory) == self.found
         except OSError:
             same = False
         if not same:
             raise SourceError(
-                f"{self.path} is another store than the one that was opened, since it was laid "
-                "out anew or deleted; refresh() the dataset, or open it again"
+                f"{self.directory} is another store than the one that was opened, since it was "
+                "laid out anew or deleted; refresh() the dataset, or open it again"
             )
 
     @staticmethod
-    def _look(path: Path) -> tuple[int, int]:
-        # psnc writes this file once, as it lays a store out; others write into one directory.
+    def _look(file: str, directory: str) -> tuple[int, int]:
         try:
-            status = os.stat(path / "psnc" / "zarr.json")
+            status = os.stat(file)
         except FileNotFoundError:
-            return os.stat(path).st_ino, 0
+            return os.stat(directory).st_ino, 0
         return status.st_ino, status.st_mtime_ns
 
 
