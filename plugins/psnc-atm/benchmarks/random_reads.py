@@ -25,6 +25,7 @@ import zarr
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from numpy.typing import NDArray
+from zarr.codecs import BloscCodec
 
 from psnc import Pipeline, run_pipeline
 from psnc_atm import ASELMDBSource, AtomicData, AtomicDataZarrSink, open_dataset
@@ -55,7 +56,7 @@ def show(title: str, times: dict[str, float]) -> None:
     first, base = next(iter(times.items()))
     print(f"\n{title}")
     for name, taken in times.items():
-        print(f"  {name:44} {taken * 1e6:10.1f} us a structure {taken / base:9.3f} x {first}")
+        print(f"  {name:42} {taken * 1e6:10.1f} us a structure {taken / base:9.3f} x {first}")
 
 
 def write_rows(path: Path, structures: int, atoms: int) -> None:
@@ -77,6 +78,21 @@ def write_store(rows: Path, store: Path, chunks: tuple[int, int]) -> None:
         track_metrics=False,
     )
     run_pipeline(pipeline, progress=False)
+
+
+def recode(store: Path, target: Path, **options: Any) -> None:
+    """Copy the atoms and systems of a store into arrays that are stored in another way."""
+    old, new = zarr.open_group(store, mode="r"), zarr.create_group(target)
+    new.attrs.update(old.attrs.asdict())
+    for name, array in old.members(max_depth=None):
+        if isinstance(array, zarr.Array) and not name.startswith("psnc/"):
+            how = {**options}
+            if "shards" in how:
+                chunk = array.chunks[0]
+                whole = -(-array.shape[0] // chunk)
+                how["shards"] = (min(how["shards"], whole) * chunk, *array.shape[1:])
+            kept = array[...]
+            new.create_array(name, data=kept, chunks=array.chunks, fill_value=0, **how)
 
 
 def from_rows(path: Path) -> Read:
@@ -124,16 +140,16 @@ def warmed(store: Path) -> Any:
     return dataset
 
 
-def compare(directory: Path, structures: int, repeats: int) -> None:
+def compare(directory: Path, names: Sequence[str], structures: int, repeats: int) -> None:
     random = np.random.default_rng(1)
     some = [random.permutation(structures)[:256] for _ in range(repeats)]
     rows = from_rows(directory / "rows.aselmdb")
     one: Ways = {".aselmdb": rows}
     many: Ways = {".aselmdb": rows}
     every: Ways = {".aselmdb": rows}
-    for chunks in CHUNKS:
-        store = directory / f"{chunks[0]}.zarr"
-        title = f", {chunks[0]} atoms a chunk"
+    for what in names:
+        store = directory / f"{what}.zarr"
+        title = f", {what}"
         slices, warm = Slices(store), warmed(store)
         cold = open_dataset(store, cache_bytes=0)
         one |= {
@@ -163,13 +179,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=".") as name:
         directory = Path(name)
         write_rows(directory / "rows.aselmdb", options.structures, options.atoms)
-        for chunks in CHUNKS:
-            store = directory / f"{chunks[0]}.zarr"
-            write_store(directory / "rows.aselmdb", store, chunks)
-            files = [path for path in store.rglob("*") if path.is_file()]
+        names = [f"{atoms} atoms a chunk" for atoms, _ in CHUNKS]
+        for what, chunks in zip(names, CHUNKS, strict=True):
+            write_store(directory / "rows.aselmdb", directory / f"{what}.zarr", chunks)
+        small = directory / f"{names[0]}.zarr"
+        ways: dict[str, dict[str, Any]] = {
+            "uncompressed": {"compressors": None},
+            "LZ4": {"compressors": BloscCodec(cname="lz4", shuffle="shuffle")},
+            "16 in a shard": {"shards": 16},
+        }
+        for what, options_of_arrays in ways.items():
+            names.append(f"{CHUNKS[0][0]}, {what}")
+            recode(small, directory / f"{names[-1]}.zarr", **options_of_arrays)
+        for what in names:
+            files = [path for path in (directory / f"{what}.zarr").rglob("*") if path.is_file()]
             size = sum(path.stat().st_size for path in files)
-            print(f"{chunks[0]} atoms a chunk: {len(files)} files, {size / 1e6:.1f} MB")
-        compare(directory, options.structures, options.repeats)
+            print(f"{what}: {len(files)} files, {size / 1e6:.1f} MB")
+        compare(directory, names, options.structures, options.repeats)
 
 
 if __name__ == "__main__":
