@@ -290,6 +290,10 @@ def read_structures(
         root = zarr.open_group(path or store, mode="r", use_consolidated=False)
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise SourceError(f"{where} is no Zarr store; give the directory of one") from error
+    except ImportError as error:
+        raise SourceError(
+            f"{where} cannot be opened ({error}); install what zarr needs for this kind of URL"
+        ) from error
     for name in _REQUIRED:
         if name not in root:
             raise SourceError(
