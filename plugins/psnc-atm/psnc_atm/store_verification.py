@@ -129,8 +129,8 @@ class StoreReport:
         if self.not_stored:
             yield f"in the source, but not in the store: {', '.join(self.not_stored)}"
         verdict = "is as the source" if self.ok else "is not as the source"
-        counts = f"{self.indices} indices, {self.structures} structures compared"
-        yield f"{self.path} {verdict}: {counts}"
+        indices = "1 index" if self.indices == 1 else f"{self.indices} indices"
+        yield f"{self.path} {verdict}: {indices}, {self.structures} structures compared"
 
 
 def verify_store(

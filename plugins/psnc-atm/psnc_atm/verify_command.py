@@ -47,7 +47,7 @@ def verify_store(
         report = verify(pipeline, store, indices=shown, at_most=at_most)
     click.echo(report)
     if not report:
-        raise click.exceptions.Exit(1)
+        sys.exit(1)
 
 
 def _chosen(total: int, indices: str | None, sample: int | None) -> Sequence[int]:
