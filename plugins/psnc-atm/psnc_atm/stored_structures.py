@@ -289,7 +289,8 @@ def read_structures(
         # The arrays' own metadata: what is consolidated may be older than they are.
         root = zarr.open_group(path or store, mode="r", use_consolidated=False)
     except (KeyError, TypeError, ValueError, OSError) as error:
-        raise SourceError(f"{where} is no Zarr store; give the directory of one") from error
+        cause = "" if path is not None or not str(error) else f" ({str(error).splitlines()[0]})"
+        raise SourceError(f"{where} is no Zarr store{cause}; give the directory of one") from error
     except ImportError as error:
         raise SourceError(
             f"{where} cannot be opened ({error}); install what zarr needs for this kind of URL"

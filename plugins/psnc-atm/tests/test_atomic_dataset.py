@@ -363,6 +363,15 @@ def test_other_processes_read_the_same(made: tuple[Path, list[AtomicData]], meth
         assert pool.map(read_all, [dataset, dataset[3:9]]) == [expected, expected[3:9]]
 
 
+@pytest.mark.parametrize("how", ["LZ4", "transposed"])
+def test_a_fork_reads_on_whatever_decodes(tmp_path: Path, how: str) -> None:
+    write_by_hand(tmp_path / "out.zarr", arrays_by_hand(100), **STORAGE[how])
+    dataset = open_dataset(tmp_path / "out.zarr", cache_bytes=0)
+    expected = read_all(dataset)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(read_all, [dataset, dataset[3:9]]) == [expected, expected[3:9]]
+
+
 def test_a_pickled_dataset_leaves_what_is_in_memory_behind(
     made: tuple[Path, list[AtomicData]],
 ) -> None:
