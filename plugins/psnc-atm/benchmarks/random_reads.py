@@ -179,6 +179,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=".") as name:
         directory = Path(name)
         write_rows(directory / "rows.aselmdb", options.structures, options.atoms)
+        print(f".aselmdb: {(directory / 'rows.aselmdb').stat().st_size / 1e6:.1f} MB")
         names = [f"{atoms} atoms a chunk" for atoms, _ in CHUNKS]
         for what, chunks in zip(names, CHUNKS, strict=True):
             write_store(directory / "rows.aselmdb", directory / f"{what}.zarr", chunks)

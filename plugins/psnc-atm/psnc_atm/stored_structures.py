@@ -302,9 +302,12 @@ def read_structures(
                 "give a store with the groups meta and core"
             )
 
+    once = ChunkCache(0)
+
     def opened(name: str) -> StoredArray:
         array = cast("zarr.Array[Any]", root[name])
-        return stored_array(name, array, cache, where=where, directory=path, unchanged=unchanged)
+        kept = once if name.startswith("meta/") else cache
+        return stored_array(name, array, kept, where=where, directory=path, unchanged=unchanged)
 
     # What a mask says is written was written before it was read.
     mask = _whole(opened("meta/samples_mask"))

@@ -506,3 +506,28 @@ def test_crystals_come_back_with_everything(tmp_path: Path) -> None:
     run_pipeline(pipeline, progress=False)
     expected = [evolve(as_stored(one), info={"gap": 0.5}) for one in pipeline.items(0)]
     assert list(open_dataset(tmp_path / "out.zarr")) == expected
+
+
+PAGES = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/reading.md"])
+def test_the_examples_of_the_pages_run(
+    made: tuple[Path, list[AtomicData]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    page: str,
+) -> None:
+    shutil.copytree(made[0].parent / "in", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {}
+    pages = [
+        (PAGES / one).read_text(encoding="utf-8") for one in dict.fromkeys(["README.md", page])
+    ]
+    blocks = [block for text in pages for block in re.findall(r"```python\n(.*?)```", text, re.S)]
+    run = [block for block in blocks if "torch" not in block and "run_pipeline(" not in block]
+    assert len(run) >= len(pages)
+    pipeline = blocks[0].replace("n_jobs=4", "progress=False")
+    for block in [pipeline, *run]:
+        exec(block, namespace)
+    assert len(namespace["dataset"]) == 90
