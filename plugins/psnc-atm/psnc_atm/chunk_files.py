@@ -205,13 +205,13 @@ def _bytes(descriptor: int, start: int, length: int, size: int) -> bytes:
 def _zstd(data: bytes) -> bytes:
     from numcodecs.zstd import Zstd
 
-    return bytes_of(Zstd().decode(data))
+    return _bytes_of(Zstd().decode(data))
 
 
 def _gzip(data: bytes) -> bytes:
     from numcodecs.gzip import GZip
 
-    return bytes_of(GZip().decode(data))
+    return _bytes_of(GZip().decode(data))
 
 
 def _blosc(data: bytes) -> bytes:
@@ -221,7 +221,7 @@ def _blosc(data: bytes) -> bytes:
     stated = int.from_bytes(data[12:16], "little")
     if len(data) < _BLOSC_HEADER_BYTES or stated != len(data):
         raise ValueError(f"{len(data)} bytes of {stated} are there")
-    return bytes_of(Blosc().decode(data))
+    return _bytes_of(Blosc().decode(data))
 
 
 def _crc32c(data: bytes) -> bytes:
@@ -233,7 +233,7 @@ def _crc32c(data: bytes) -> bytes:
     return content
 
 
-def bytes_of(decoded: Any) -> bytes:
+def _bytes_of(decoded: Any) -> bytes:
     """Return what a codec returned, without a copy if it is bytes."""
     return decoded if isinstance(decoded, bytes) else bytes(decoded)
 

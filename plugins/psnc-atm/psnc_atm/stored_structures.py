@@ -416,7 +416,7 @@ def _wanted(
         if name not in keys:
             raise SourceError(f"{where} has no field {name!r}; it has {', '.join(keys)}")
     chosen = {*ALWAYS, *names}
-    return [field for field in found if (field.tells_of or field.key) in chosen]
+    return [field for field in found if field.key in chosen or field.tells_of in chosen]
 
 
 def _check_lengths(structures: StoredStructures) -> None:

@@ -92,6 +92,7 @@ def test_their_reader_and_model_accept_what_the_sink_writes(tmp_path: Path, kind
 
 
 def test_their_reader_accepts_edges(tmp_path: Path) -> None:
+    from nvalchemi.data.atomic_data import AtomicData as TheirData
     from nvalchemi.data.datapipes.backends.zarr import AtomicDataZarrReader
 
     arrays = arrays_by_hand()
@@ -106,6 +107,7 @@ def test_their_reader_accepts_edges(tmp_path: Path) -> None:
             read["neighbor_list_shifts"].numpy(), dataset[number].unit_shifts
         )
         np.testing.assert_array_equal(read["site"].numpy(), dataset[number].info["site"])
+        TheirData.model_validate(dict(read))
 
 
 def test_what_their_writer_writes_can_be_read(tmp_path: Path) -> None:
