@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from psnc_atm.atomic_data import AtomicData
+    from psnc_atm.atomic_dataset import AtomicDataset, open_dataset
     from psnc_atm.deduplication import DropDuplicates, StructureHashSink, UniqueStructures
     from psnc_atm.info_filter import AtomicInfoFilter
     from psnc_atm.lmdb_source import ASELMDBSource
     from psnc_atm.neighbour_list import NeighbourList
     from psnc_atm.selection import SelectElements, SelectEnergy, SelectForces, SelectSize
     from psnc_atm.stats_filter import AtomicStatsFilter
+    from psnc_atm.store_verification import StoreReport, verify_store
     from psnc_atm.unit_conversion import ConvertUnits
     from psnc_atm.zarr_sink import AtomicDataZarrSink
 
@@ -24,6 +26,7 @@ __all__ = [
     "ASELMDBSource",
     "AtomicData",
     "AtomicDataZarrSink",
+    "AtomicDataset",
     "AtomicInfoFilter",
     "AtomicStatsFilter",
     "ConvertUnits",
@@ -33,14 +36,18 @@ __all__ = [
     "SelectEnergy",
     "SelectForces",
     "SelectSize",
+    "StoreReport",
     "StructureHashSink",
     "UniqueStructures",
+    "open_dataset",
+    "verify_store",
 ]
 
 _HOMES = {
     "ASELMDBSource": "psnc_atm.lmdb_source",
     "AtomicData": "psnc_atm.atomic_data",
     "AtomicDataZarrSink": "psnc_atm.zarr_sink",
+    "AtomicDataset": "psnc_atm.atomic_dataset",
     "AtomicInfoFilter": "psnc_atm.info_filter",
     "AtomicStatsFilter": "psnc_atm.stats_filter",
     "ConvertUnits": "psnc_atm.unit_conversion",
@@ -50,8 +57,11 @@ _HOMES = {
     "SelectEnergy": "psnc_atm.selection",
     "SelectForces": "psnc_atm.selection",
     "SelectSize": "psnc_atm.selection",
+    "StoreReport": "psnc_atm.store_verification",
     "StructureHashSink": "psnc_atm.deduplication",
     "UniqueStructures": "psnc_atm.deduplication",
+    "open_dataset": "psnc_atm.atomic_dataset",
+    "verify_store": "psnc_atm.store_verification",
 }
 
 

@@ -1,11 +1,16 @@
-"""What this distribution offers to psnc: sources, filters and sinks.
+"""What this distribution offers to psnc: sources, filters, sinks and a command.
 
 The classes are named by strings, so that ``psnc`` can list them without importing zarr or ase.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from psnc import hookimpl
+
+if TYPE_CHECKING:
+    import click
 
 
 @hookimpl
@@ -40,3 +45,11 @@ def psnc_sinks() -> dict[str, str]:
         "atomic-zarr": "psnc_atm.zarr_sink:AtomicDataZarrSink",
         "structure-hashes": "psnc_atm.deduplication:StructureHashSink",
     }
+
+
+@hookimpl
+def psnc_add_commands(cli: click.Group) -> None:
+    """Add ``psnc verify-store``."""
+    from psnc_atm.verify_command import verify_store
+
+    cli.add_command(verify_store)
