@@ -6,8 +6,8 @@ array its length, and how the files of its chunks are named. New chunks are writ
 use, under the other of two kinds of names (``c/0/0`` and ``c.0.0``), and replacing that one file
 has readers see all new arrays, or all old ones.
 
-Whoever reads the arrays' own metadata instead sees no edges in between: ``edges_ptr`` is first made
-to have no chunks, so that it is zero everywhere, then the others are replaced, and it comes last.
+Whoever reads the arrays' own metadata instead finds no ``neighbor_list`` in between: it is removed
+first, and comes last.
 """
 
 from __future__ import annotations
@@ -305,19 +305,17 @@ def _bring_in_line(store: Path, root: Mapping[str, Any]) -> None:
     if _in_line(store, root):
         return
     wanted = _of_arrays(root)
-    without = {**(wanted[_POINTER] or {}), "chunk_key_encoding": _NO_CHUNKS}
-    _replace(store / _POINTER / "zarr.json", without)
-    for name, document in wanted.items():
-        path = store / name / "zarr.json"
-        if document is None:
-            path.unlink(missing_ok=True)
-        elif _own(store, name) != document:
-            _replace(path, document)
+    for name in _EDGE_ARRAYS:
+        (store / name / "zarr.json").unlink(missing_ok=True)
+    for name in (_MASK, _POINTER, _SHIFTS, _LIST):
+        document = wanted[name]
+        if document is not None:
+            _replace(store / name / "zarr.json", document)
 
 
 def _of_arrays(root: Mapping[str, Any]) -> dict[str, Document | None]:
     metadata = root["consolidated_metadata"]["metadata"]
-    return {name: metadata.get(name) for name in (_MASK, *_EDGE_ARRAYS, _POINTER)}
+    return {name: metadata.get(name) for name in (_POINTER, _MASK, *_EDGE_ARRAYS)}
 
 
 def _own(store: Path, name: str) -> Document | None:
