@@ -412,7 +412,9 @@ def test_an_index_that_is_written_while_edges_are_joined_leaves_them_for_later(
     assert_joined(pipeline, path, range(4))
 
 
-def _read_again_and_again(store: Path, expected: dict[int, Edges], stop: Any, said: Any) -> None:
+def _read_again_and_again(
+    store: Path, expected: dict[int, Edges], readings: Any, stop: Any, said: Any
+) -> None:
     answer = "all right"
     while answer == "all right" and not stop.is_set():
         try:
@@ -422,6 +424,7 @@ def _read_again_and_again(store: Path, expected: dict[int, Edges], stop: Any, sa
         else:
             wrong = [row for row, edges in found.items() if expected[row] != edges]
             answer = f"other edges in rows {wrong}" if wrong else answer
+        readings.value += 1
     said.put(answer)
 
 
@@ -432,15 +435,20 @@ def test_a_reader_sees_the_right_edges_or_none_while_indices_are_written_and_gat
     run(pipeline)
     gather_pipeline(pipeline)
     context = multiprocessing.get_context("spawn")
-    stop, said = context.Event(), context.Queue()
+    readings, stop, said = context.Value("q", 0), context.Event(), context.Queue()
+    expected = expected_rows(pipeline, range(4))
     reader = context.Process(
         target=_read_again_and_again,
-        args=(tmp_path / "out.zarr", expected_rows(pipeline, range(4)), stop, said),
+        args=(tmp_path / "out.zarr", expected, readings, stop, said),
     )
     reader.start()
     for number in range(12):
         pipeline.reset_index(number % 4)
         run(pipeline)
+        # What a reader has open is there until edges are joined twice.
+        until = readings.value + 1
+        while readings.value < until and reader.is_alive():
+            time.sleep(0.01)
         gather_pipeline(pipeline)
     stop.set()
     assert said.get() == "all right"
@@ -524,6 +532,11 @@ if __name__ == "__main__":
 """
 
 
+def _files_below(directory: Path) -> int:
+    # Unlike Path.rglob it bears that directories go away meanwhile.
+    return sum(len(names) for _, _, names in os.walk(directory))
+
+
 def test_after_kills_at_random_moments_of_runs_and_gathers_it_is_that_of_a_clean_run(
     mixed: Path, tmp_path: Path
 ) -> None:
@@ -537,7 +550,7 @@ def test_after_kills_at_random_moments_of_runs_and_gathers_it_is_that_of_a_clean
     for attempt in range(8):
         child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(here)})
         until = chosen.randint(20, files_at_the_end)
-        while child.poll() is None and len(list(store.rglob("*"))) < until:
+        while child.poll() is None and _files_below(store) < until:
             pass
         child.kill()
         child.wait()
