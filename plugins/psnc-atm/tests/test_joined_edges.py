@@ -546,10 +546,14 @@ def test_after_kills_at_random_moments_of_runs_and_gathers_it_is_that_of_a_clean
     store = tmp_path / "out.zarr"
     pipeline = pipeline_of(mixed, tmp_path, edges_per_chunk=20)
     expected = expected_rows(pipeline, range(4))
-    files_at_the_end = 200
+    clean = pipeline_of(mixed, tmp_path / "clean", edges_per_chunk=20)
+    run(clean)
+    files_laid_out = _files_below(tmp_path / "clean/out.zarr") // 3
+    gather_pipeline(clean)
+    files_at_the_end = _files_below(tmp_path / "clean/out.zarr")
     for attempt in range(8):
         child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(here)})
-        until = chosen.randint(20, files_at_the_end)
+        until = chosen.randint(files_laid_out, files_at_the_end)
         while child.poll() is None and _files_below(store) < until:
             pass
         child.kill()
