@@ -43,6 +43,7 @@ __all__ = [
     "earlier_record",
     "execute",
     "execute_untracked",
+    "output_paths",
     "take_longer_suffix",
 ]
 
@@ -135,7 +136,7 @@ def execute_untracked(run: Run, index: int) -> list[str]:
     pipeline = run.pipeline
     sink = pipeline.sink
     assert sink is not None
-    return _output_paths(sink, sink(iter(chain(pipeline, index)), index))
+    return output_paths(sink, sink(iter(chain(pipeline, index)), index))
 
 
 def chain(pipeline: Pipeline[Any], index: int) -> Iterable[Any]:
@@ -366,7 +367,7 @@ def _filtered(filter: Filter[Any, Any], items: Iterator[Any]) -> Iterable[Any]:
 
 
 def _written(sink: Sink[Any], items: Iterator[Any], index: int) -> list[str]:
-    return _output_paths(sink, sink(items, index))
+    return output_paths(sink, sink(items, index))
 
 
 def _stage_records(context: IndexContext, clocks: list[_StageClock]) -> tuple[StageRecord, ...]:
@@ -417,7 +418,8 @@ def _require_recordable(answer: Any) -> None:
         json.dumps(dict(answer), allow_nan=False)
 
 
-def _output_paths(sink: Sink[Any] | Stage, returned: Any) -> list[str]:
+def output_paths(sink: Sink[Any] | Stage, returned: Any) -> list[str]:
+    """Return as a list of text what a sink returned in one of the forms that it may."""
     if type(returned) is list and {str}.issuperset(map(type, returned)):
         return returned
     if returned is None:

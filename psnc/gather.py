@@ -1,4 +1,4 @@
-"""What stateful filters added up, put together: the shards of completed indices, in one file."""
+"""What completed indices left, put together: shards of stateful filters, and what sinks gather."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from attrs import frozen
 
 from psnc.atomic import atomic_path
 from psnc.errors import PipelineError, StageError
-from psnc.execution import take_longer_suffix
-from psnc.stages import Filter, constructor_arguments, is_stateful, stage_name
+from psnc.execution import output_paths, take_longer_suffix
+from psnc.stages import Filter, constructor_arguments, gathers, is_stateful, stage_name
 from psnc.store import shown_url
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Gathered:
     Attributes
     ----------
     files : tuple of str
-        The files written, in the order of the filters.
+        The files written, in the order of the filters, then those of the sink.
     completed : int
         The indices whose shards are in them.
     total : int
@@ -43,7 +43,7 @@ class Gathered:
 
 
 def gather_pipeline(pipeline: Pipeline[Any]) -> list[str]:
-    """Put together what each stateful filter added up in the completed indices.
+    """Put together what filters added up, and sinks left to gather, in the completed indices.
 
     A filter's ``merge`` is given the files that its ``flush`` wrote for the completed indices, in
     the order of the indices, and nothing else: none of an index that failed, was reset or is at
@@ -56,6 +56,9 @@ def gather_pipeline(pipeline: Pipeline[Any]) -> list[str]:
     ``.gathered``, and is named after the filter. If a filter's ``flush`` wrote nothing in any
     completed index, it has no file, and one of an earlier call is removed.
 
+    Last comes the sink: its ``gather``, if it has one, is given the same indices, and says which
+    files it made (see :meth:`psnc.Sink.gather`).
+
     Parameters
     ----------
     pipeline : Pipeline
@@ -64,21 +67,22 @@ def gather_pipeline(pipeline: Pipeline[Any]) -> list[str]:
     Returns
     -------
     list of str
-        The files, in the order of the filters; empty if the pipeline has no stateful filter.
+        The files, in the order of the filters, then those of the sink; empty if the pipeline has
+        neither a stateful filter nor a sink that gathers.
 
     Raises
     ------
     PipelineError
         If no index is completed, or a file that ``flush`` wrote is not there any more.
     StageError
-        If a filter has no ``merge``, or one that does not write its file; or if two filters have
-        the same ``output``.
+        If a filter has no ``merge``, or one that does not write its file; if two filters have
+        the same ``output``; or if the sink's ``gather`` returns something else than paths.
     OutputError
         If a file cannot be written.
     TrackingDisabledError
         If the pipeline records nothing.
     Exception
-        Whatever ``merge`` raises.
+        Whatever ``merge``, or the sink's ``gather``, raises.
 
     Examples
     --------
@@ -103,7 +107,7 @@ def gather_pipeline(pipeline: Pipeline[Any]) -> list[str]:
     '5'
     """
     gathered = gather(pipeline)
-    if pipeline.has_state and not gathered.completed:
+    if pipeline.gathers and not gathered.completed:
         place = shown_url(pipeline.store_url)
         raise PipelineError(f"no index of {place} is completed: run the pipeline before gathering")
     return list(gathered.files)
@@ -111,7 +115,7 @@ def gather_pipeline(pipeline: Pipeline[Any]) -> list[str]:
 
 def gather(pipeline: Pipeline[Any]) -> Gathered:
     """Do what :func:`gather_pipeline` does, and say of how many indices."""
-    pipeline.require_sink()
+    sink = pipeline.require_sink()
     store = pipeline.require_store("gather_pipeline()")
     outputs = require_gatherable(pipeline)
     total = len(pipeline.source)
@@ -129,6 +133,8 @@ def gather(pipeline: Pipeline[Any]) -> Gathered:
             files.append(str(output))
         elif output.is_file():
             output.unlink()
+    if completed and gathers(sink):
+        files += output_paths(sink, sink.gather(completed))
     return Gathered(tuple(files), len(completed), total)
 
 

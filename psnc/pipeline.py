@@ -20,7 +20,7 @@ from psnc.execution import chain, execute, execute_untracked
 from psnc.manager import active_config, plugin_manager
 from psnc.provenance import canonical_json, config_hash, pipeline_config
 from psnc.run import enter_run, run_of
-from psnc.stages import Filter, Sink, Source, Stage, is_stateful, stage_name
+from psnc.stages import Filter, Sink, Source, Stage, gathers, is_stateful, stage_name
 from psnc.store import CheckpointStore, shown_url
 
 if TYPE_CHECKING:
@@ -246,15 +246,21 @@ class Pipeline(Generic[T]):
             )
         return position
 
-    def require_sink(self) -> None:
-        """Raise :class:`PipelineError` if there is nothing to write to."""
+    def require_sink(self) -> Sink[Any]:
+        """Return the sink, or raise :class:`PipelineError` if there is nothing to write to."""
         if self.sink is None:
             raise PipelineError("this pipeline has no sink: add one with .write(sink)")
+        return self.sink
 
     @cached_property
     def has_state(self) -> bool:
         """Whether a filter accumulates."""
         return any(is_stateful(filter) for filter in self.filters)
+
+    @property
+    def gathers(self) -> bool:
+        """Whether a filter accumulates, or the sink has a ``gather`` of its own."""
+        return self.has_state or gathers(self.sink)
 
     # --- identity -----------------------------------------------------------------------------
 

@@ -47,6 +47,7 @@ __all__ = [
     "constructor_arguments",
     "constructor_signature",
     "copy_containers",
+    "gathers",
     "is_stateful",
     "secret_arguments",
     "stage_name",
@@ -269,9 +270,35 @@ class Sink(Stage, ABC, Generic[T]):
         processes at once. ``pipeline.source`` and ``pipeline.items(index)`` tell what is coming.
         """
 
+    def gather(self, indices: Sequence[int]) -> Iterable[str | Path] | str | Path | None:
+        """Make of all indices what no index can make alone, such as one file of many parts.
+
+        Called by :func:`psnc.gather_pipeline`, after the filters' files are put together, in one
+        process that may neither have prepared the sink nor run an index. It must be idempotent, as
+        it is called again after more indices have run, or have run once more: what it makes is to
+        follow from what ``indices`` left, not from what an earlier call made. A kill at any moment
+        must leave what was there before, or what is new (:func:`psnc.atomic_write`).
+
+        Parameters
+        ----------
+        indices : sequence of int
+            The completed indices, sorted; one at least.
+
+        Returns
+        -------
+        The paths of what was made, in the forms that :meth:`__call__` has them in; ``None``, or no
+        path, if there was nothing to make.
+        """
+        return None
+
     def partition_indices(self, indices: Sequence[int]) -> Sequence[Sequence[int]] | None:
         """Say which indices must run in one worker; see :meth:`Source.partition_indices`."""
         return None
+
+
+def gathers(sink: Sink[Any] | None) -> bool:
+    """Tell whether a sink has a ``gather`` of its own."""
+    return sink is not None and getattr(type(sink), "gather", Sink.gather) is not Sink.gather
 
 
 def stage_name(stage: Stage | type[Stage]) -> str:

@@ -24,11 +24,14 @@ from psnc import (
     OutputError,
     Pipeline,
     PipelineError,
+    Sink,
     StageError,
     TrackingDisabledError,
+    atomic_write,
     gather_pipeline,
     run_pipeline,
 )
+from psnc.testing import check_sink
 
 __all__ = ["psnc", "start", "write"]
 
@@ -338,6 +341,189 @@ def test_an_output_that_cannot_be_written_is_one_line() -> None:
         gather_pipeline(pipeline)
 
 
+# --- sinks ------------------------------------------------------------------------------------
+
+
+class JoinParts(Sink[int]):
+    """Writes a part for each index, and joins them to one file."""
+
+    def __init__(self, directory: str = "parts", output: str = "joined.txt") -> None:
+        self.directory, self.output = Path(directory), output
+
+    def __call__(self, items: Iterator[int], index: int) -> str:
+        self.directory.mkdir(exist_ok=True)
+        path = self.directory / str(index)
+        with atomic_write(path, "w") as file:
+            file.write(" ".join(map(str, items)))
+        return str(path)
+
+    def gather(self, indices: Sequence[int]) -> list[Path]:
+        with atomic_write(self.output, "w") as file:
+            file.write(" ".join((self.directory / str(index)).read_text() for index in indices))
+        return [Path(self.output)]
+
+
+def joined() -> list[int]:
+    return listed("joined.txt")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_sink_gathers_the_completed_indices_of_every_backend(backend: str) -> None:
+    pipeline = Numbers(20, items=2).filter(List()).write(JoinParts())
+    run_pipeline(pipeline, jobs(backend), backend, indices=[7, 3, 11, 5])
+    # A file of an index that is not on record, as of a worker that was killed.
+    Path("parts/4").write_text("4 4")
+    assert gather_pipeline(pipeline) == ["list.txt", "joined.txt"]
+    assert joined() == listed() == [3, 3, 5, 5, 7, 7, 11, 11]
+    run_pipeline(pipeline, jobs(backend), backend)
+    for _ in range(2):
+        assert gather_pipeline(pipeline) == ["list.txt", "joined.txt"]
+        assert joined() == [number for number in range(20) for _ in range(2)]
+
+
+def test_a_sink_gathers_what_a_resumed_run_completes_and_a_mended_index_too() -> None:
+    def made() -> Pipeline[Any]:
+        filters = [FailOn([1, 4], mended="mended")]
+        return Pipeline(Numbers(6), filters, JoinParts(), resume=True, db_dir="db")
+
+    run_pipeline(made(), indices=range(5))
+    # By a sink that has neither prepared nor written anything.
+    assert gather_pipeline(made()) == ["joined.txt"]
+    assert joined() == [0, 2, 3]
+    Path("mended").touch()
+    run_pipeline(made())
+    gather_pipeline(made())
+    assert joined() == [0, 1, 2, 3, 4, 5]
+    pipeline = made()
+    pipeline.reset_index(3)
+    gather_pipeline(pipeline)
+    assert joined() == [0, 1, 2, 4, 5]
+
+
+def test_a_sink_is_not_called_where_no_index_is_completed() -> None:
+    pipeline = Pipeline(Numbers(2), [FailOn([0, 1])], JoinParts(), db_file="a.db")
+    run_pipeline(pipeline)
+    with pytest.raises(PipelineError, match=r"^no index of \S*a\.db is completed"):
+        gather_pipeline(pipeline)
+    assert not Path("joined.txt").exists()
+
+
+def test_what_a_sink_may_return_when_it_gathers() -> None:
+    class Returns(JoinParts):
+        def __init__(self, what: Any) -> None:
+            super().__init__()
+            self.what = what
+
+        def gather(self, indices: Sequence[int]) -> Any:
+            return self.what
+
+    for returned, paths in (
+        (None, []),
+        ([], []),
+        ("a", ["a"]),
+        (Path("a"), ["a"]),
+        (("a", "b"), ["a", "b"]),
+    ):
+        pipeline = Numbers(2).write(Returns(returned))
+        run_pipeline(pipeline)
+        assert gather_pipeline(pipeline) == paths
+    pipeline = Numbers(2).write(Returns(7))
+    run_pipeline(pipeline)
+    with pytest.raises(StageError, match=r"^Returns returned int: a sink returns the paths"):
+        gather_pipeline(pipeline)
+
+
+def test_an_error_of_a_sink_that_gathers_is_its_own() -> None:
+    class Breaks(JoinParts):
+        def gather(self, indices: Sequence[int]) -> None:
+            raise RuntimeError("no more")
+
+    pipeline = Numbers(2).filter(List()).write(Breaks())
+    run_pipeline(pipeline)
+    with pytest.raises(RuntimeError, match=r"^no more$"):
+        gather_pipeline(pipeline)
+    assert listed() == [0, 1]
+
+
+JOINING = """
+from pathlib import Path
+from psnc import Pipeline
+from stages_for_tests import Discard, FailOn, Numbers
+from test_gather import JoinParts
+
+class Nothing(Discard):
+    def gather(self, indices):
+        return None
+
+joining = Pipeline(Numbers(4), [FailOn([1], mended="mended")], JoinParts())
+bad = Pipeline(Numbers(2), [FailOn([0, 1])], JoinParts())
+silent = Pipeline(Numbers(2), [], JoinParts(), track_metrics=False)
+nothing = Pipeline(Numbers(2), [], Nothing())
+"""
+
+
+def test_a_run_has_its_sink_gather_and_says_what_came_of_it(psnc: Psnc, write: Write) -> None:
+    write("joining.py", JOINING)
+    said = psnc("run", "joining.py:joining", "--db-file", "a.db", "--no-gather")
+    assert gathered_lines(said.out) == []
+    assert not Path("joined.txt").exists()
+    said = psnc("gather", "joining.py:joining", "--db-file", "a.db")
+    assert said.out == "gathered joined.txt of 3 of 4 indices\n"
+    assert joined() == [0, 2, 3]
+    Path("mended").touch()
+    said = psnc("run", "joining.py:joining", "--db-file", "a.db", "--retry-failed")
+    assert gathered_lines(said.out) == ["gathered joined.txt of 4 of 4 indices"]
+    assert joined() == [0, 1, 2, 3]
+    for name in ("bad", "silent", "nothing"):
+        said = psnc("run", f"joining.py:{name}", "--db-file", f"{name}.db")
+        assert gathered_lines(said.out) == []
+    said = psnc("gather", "joining.py:bad", "--db-file", "bad.db")
+    assert said.out == "nothing to gather: no index is completed\n"
+    said = psnc("gather", "joining.py:nothing", "--db-file", "nothing.db")
+    assert said.out == "nothing to gather: the stages kept nothing\n"
+
+
+def test_of_all_shards_the_one_that_completes_the_last_index_has_its_sink_gather(
+    psnc: Psnc, write: Write
+) -> None:
+    write("joining.py", JOINING)
+    Path("mended").touch()
+    for shard in ("2/3", "1/3"):
+        said = psnc("run", "joining.py:joining", "--db-file", "a.db", "--shard", shard)
+        assert said.out.splitlines()[-1].startswith("not gathered: ")
+        assert not Path("joined.txt").exists()
+    said = psnc("run", "joining.py:joining", "--db-file", "a.db", "--shard", "3/3")
+    assert gathered_lines(said.out) == ["gathered joined.txt of 4 of 4 indices"]
+    assert joined() == [0, 1, 2, 3]
+
+
+class Appends(JoinParts):
+    """Adds to what it made before."""
+
+    def gather(self, indices: Sequence[int]) -> Any:
+        with open(self.output, "a") as file:
+            file.write(f"{len(indices)}\n")
+        return self.output
+
+
+class MakesNothing(JoinParts):
+    """Names a file that is not there."""
+
+    def gather(self, indices: Sequence[int]) -> Any:
+        return self.directory / "nowhere"
+
+
+def test_the_check_of_sinks_knows_those_that_gather() -> None:
+    def within(kind: type[JoinParts]) -> Callable[[Path], JoinParts]:
+        return lambda directory: kind(str(directory / "parts"), str(directory / "joined"))
+
+    check_sink(within(JoinParts), [[1], [2, 3], []])
+    with pytest.raises(AssertionError, match=r"gather\(\) leaves other files when it is called"):
+        check_sink(within(Appends), [[1], [2, 3]])
+    with pytest.raises(AssertionError, match=r"gather\(\) returns .*, which does not exist"):
+        check_sink(within(MakesNothing), [[1], [2, 3]])
+
+
 # --- kills ------------------------------------------------------------------------------------
 
 TOTAL = 60
@@ -623,7 +809,7 @@ def test_the_command_says_what_it_does_not_find(psnc: Psnc) -> None:
     assert (said.code, said.out) == (0, "nothing to gather: no index is completed\n")
     psnc("run", "pipelines.py:plain", "--db-file", "b.db")
     said = psnc("gather", "pipelines.py:plain", "--db-file", "b.db")
-    assert said.out == "nothing to gather: no filter of this pipeline adds anything up\n"
+    assert said.out == "nothing to gather: no stage of this pipeline keeps anything for it\n"
     said = psnc("gather", "pipelines.py:plain", "--db-file", "b.db", "--store", "b.db")
     assert said.code == 2
     assert "give one of them" in said.err

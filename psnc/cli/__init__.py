@@ -23,7 +23,7 @@ __all__ = ["main"]
 
 _COMMANDS = {
     "run": ("psnc.cli.run", "Run a pipeline."),
-    "gather": ("psnc.cli.gather", "Put together what filters added up."),
+    "gather": ("psnc.cli.gather", "Put together what filters added up and the sink kept."),
     "status": ("psnc.cli.database", "Say how far the runs in a database are."),
     "errors": ("psnc.cli.database", "List the indices that failed, and why."),
     "reset": ("psnc.cli.database", "Forget what is recorded, so that it runs again."),

@@ -1,4 +1,4 @@
-"""``psnc gather``: put together what the filters of a recorded pipeline added up."""
+"""``psnc gather``: put together what the filters and the sink of a recorded pipeline kept."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def gather(
     store: str | None,
     plugins: tuple[str, ...],
 ) -> None:
-    """Put together what the filters of a pipeline added up in its completed indices."""
+    """Put together what filters added up and the sink kept in a pipeline's completed indices."""
     chosen = (*group_plugins(context), *plugins)
     manager = load_manager(chosen, pipeline_directories([target]))
     manager.configure()
     install(manager)
     refuse_several_places(db_dir=db_dir, db_file=db_file, store=store)
     pipeline = recorded(at_place(load_pipeline(target), db_file, store), db_dir, "psnc gather")
-    if pipeline.has_state:
+    if pipeline.gathers:
         say_gathered(gather_files(pipeline))
     else:
-        click.echo("nothing to gather: no filter of this pipeline adds anything up")
+        click.echo("nothing to gather: no stage of this pipeline keeps anything for it")
 
 
 def say_gathered(gathered: Gathered) -> None:
@@ -57,4 +57,4 @@ def say_gathered(gathered: Gathered) -> None:
     if not gathered.completed:
         click.echo("nothing to gather: no index is completed")
     elif not gathered.files:
-        click.echo("nothing to gather: the filters kept nothing")
+        click.echo("nothing to gather: the stages kept nothing")

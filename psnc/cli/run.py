@@ -189,7 +189,7 @@ def _click_type(kind: type) -> Any:
     type=click.Choice(LEVELS),
     help="Run completed indices again whose outputs are gone or changed.",
 )
-@click.option("--no-gather", is_flag=True, help="Leave what filters added up where it is.")
+@click.option("--no-gather", is_flag=True, help="Leave what filters and the sink kept where it is.")
 @plugin_option
 @click.option("--strict-plugins", is_flag=True, help="Fail the run if a plugin's hook raises.")
 @click.option("--no-progress", is_flag=True, help="Show no progress.")
@@ -247,7 +247,7 @@ def run(
             "would divide another list: give one of them"
         )
     pipeline = at_place(load_pipeline(target), db_file, store)
-    gathers = not no_gather and pipeline.track_metrics and pipeline.has_state
+    gathers = not no_gather and pipeline.track_metrics and pipeline.gathers
     if gathers:
         # Before hours are spent on what could not be put together then.
         require_gatherable(pipeline)
@@ -308,7 +308,10 @@ def _gather(session: Session, *, is_shard: bool) -> None:
             "gathers, and psnc gather does so at any time)"
         )
     else:
-        say_gathered(gather(session.pipeline))
+        gathered = gather(session.pipeline)
+        # A sink may gather in some pipelines only.
+        if gathered.files or session.pipeline.has_state:
+            say_gathered(gathered)
 
 
 def _expanded(ranges: list[range], total: int) -> Sequence[int]:

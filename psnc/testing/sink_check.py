@@ -15,7 +15,7 @@ from psnc.errors import PartitionError
 from psnc.execution import error_text
 from psnc.partition import partition
 from psnc.pipeline import Pipeline
-from psnc.stages import Sink, Source
+from psnc.stages import Sink, Source, gathers
 from psnc.testing.file_comparison import files_below, same_bytes
 from psnc.testing.fresh_process import FreshProcess
 from psnc.testing.stage_check import (
@@ -53,6 +53,8 @@ def check_sink(
     - So it is when its process was ended in the middle of an index, but for drafts under other
       names.
     - Indices can run in any order, in two threads that share it, and in two processes at once.
+    - If it has a ``gather``, calling it again returns the same paths and leaves the same files, and
+      so does another sink like it, that has prepared nothing, after indices ran in another order.
     - ``partition_indices`` puts each index into exactly one group; groups run as they ask to.
     - It can be pickled, its hash is the same in every process and stays, ``params()`` lists what
       its constructor takes.
@@ -122,6 +124,8 @@ class _SinkCheck:
         check_hash_elsewhere(sink)
         self._check_kill()
         self._check_processes(groups)
+        if gathers(sink):
+            self._check_gathering(groups)
 
     # --- the ways to write --------------------------------------------------------------------
 
@@ -244,6 +248,35 @@ class _SinkCheck:
             fail(sink, "another process returns other paths for the same index")
         self._compare(sink, sentence)
 
+    def _check_gathering(self, groups: Groups) -> None:
+        __tracebackhide__ = True
+        indices = sorted(_flat(groups))
+        shutil.rmtree(self.clean)
+        sink = self._new_sink()
+        pipeline = self._prepared(sink)
+        for index in _flat(groups):
+            _write(sink, pipeline.items(index), index)
+        made = self._gathered(sink, indices)
+        shutil.copytree(self.output, self.clean, symlinks=True)
+        if self._gathered(sink, indices) != made:
+            fail(sink, "gather() returns other paths when it is called again")
+        self._compare(sink, "gather() leaves other files when it is called again")
+        sink = self._new_sink()
+        pipeline = self._prepared(sink)
+        for index in _flat(groups[::-1]):
+            _write(sink, pipeline.items(index), index)
+        if self._gathered(self._new_sink(empty=False), indices) != made:
+            fail(sink, "the paths that gather() returns depend on the order in which indices ran")
+        self._compare(sink, "what gather() makes depends on the order in which indices ran")
+
+    def _gathered(self, sink: Sink[Any], indices: Sequence[int]) -> list[str]:
+        __tracebackhide__ = True
+        paths = _paths_of(sink, sink.gather(indices), "gather()")
+        for path in paths:
+            if not Path(path).exists():
+                fail(sink, f"gather() returns {path!r}, which does not exist")
+        return paths
+
     # --- what they are made of ----------------------------------------------------------------
 
     def _new_sink(self, *, empty: bool = True) -> Sink[Any]:
@@ -304,7 +337,11 @@ def _half(pipeline: Pipeline[Any], index: int) -> int:
 def _write(sink: Sink[Any], items: Iterable[Any], index: int) -> list[str]:
     """Run the sink and return its paths as text, whatever form it gives them."""
     __tracebackhide__ = True
-    returned = sink(iter(items), index)
+    return _paths_of(sink, sink(iter(items), index), f"index {index}")
+
+
+def _paths_of(sink: Sink[Any], returned: Any, what: str) -> list[str]:
+    __tracebackhide__ = True
     if returned is None:
         return []
     try:
@@ -313,8 +350,7 @@ def _write(sink: Sink[Any], items: Iterable[Any], index: int) -> list[str]:
     except TypeError:
         fail(
             sink,
-            f"index {index} returns {type(returned).__qualname__}: a sink returns the paths that "
-            "it wrote",
+            f"{what} returns {type(returned).__qualname__}: a sink returns the paths that it wrote",
         )
 
 

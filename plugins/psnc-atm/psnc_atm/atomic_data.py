@@ -68,10 +68,11 @@ class AtomicData:
     initial_charges, initial_magmoms : (n,) float64, optional
         What the calculation started from.
     edge_index : (2, m) int64, optional
-        The atoms that edges go from and to; see `NeighbourList`. Not written to Zarr stores.
+        The atoms that edges go from and to; see `NeighbourList`. Zarr stores have them as
+        ``neighbor_list``, once all indices are gathered.
     unit_shifts : (m, 3) int64, optional
-        The lattice vectors, as multiples, by which the atom that an edge goes to is shifted. Not
-        written to Zarr stores.
+        The lattice vectors, as multiples, by which the atom that an edge goes to is shifted; in
+        Zarr stores ``neighbor_list_shifts``.
     cutoff : float, optional
         Edges are between atoms that are closer than this, Å.
     constraints : tuple of mapping

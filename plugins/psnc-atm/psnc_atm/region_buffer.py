@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from psnc.errors import StageError
 from psnc_atm.atomic_data import AtomicData
-from psnc_atm.fields import FIELDS, OPTIONAL
+from psnc_atm.edge_parts import EdgeBuffer
+from psnc_atm.fields import EDGE_FIELDS, FIELDS, OPTIONAL
 from psnc_atm.store_plan import FieldSpec, require_structure
 
 __all__ = ["RegionBuffer"]
@@ -30,8 +31,15 @@ class RegionBuffer:
         The arrays of the store.
     rows, atoms : int
         The size of the region.
+    edge_fields : sequence of str
+        The fields of edges that the store is to have.
     refuse_others : bool
         Whether a structure with a field that the store does not have is an error.
+
+    Attributes
+    ----------
+    edges : EdgeBuffer or None
+        The edges of the index, if they are stored.
     """
 
     def __init__(
@@ -41,6 +49,7 @@ class RegionBuffer:
         rows: int,
         atoms: int,
         *,
+        edge_fields: Sequence[str] = (),
         refuse_others: bool = True,
     ) -> None:
         self.index = index
@@ -54,8 +63,11 @@ class RegionBuffer:
         stored = {spec.name for spec, _ in self._arrays if spec.group == "core"}
         zero = {name for name in OPTIONAL if FIELDS[name].zero_if_missing}
         unwanted = {name for name in OPTIONAL if FIELDS[name].calculation_input}
-        self._required = [name for name in OPTIONAL if name in stored - zero]
-        self._refused = [name for name in OPTIONAL if name not in stored | unwanted]
+        self.edges = EdgeBuffer(edge_fields) if edge_fields else None
+        known = (*OPTIONAL, *EDGE_FIELDS)
+        stored |= {*edge_fields}
+        self._required = [name for name in known if name in stored - zero]
+        self._refused = [name for name in known if name not in stored | unwanted]
         if not refuse_others:
             self._refused = []
 
@@ -101,6 +113,8 @@ class RegionBuffer:
         for spec, array in self._arrays:
             place = array[start:stop] if spec.level == "atom" else array[row]
             self._put(spec, place, structure)
+        if self.edges is not None:
+            self.edges.add(structure, self._place())
         self._atoms_ends[row] = stop
         self.kept_rows, self.kept_atoms = row + 1, stop
 

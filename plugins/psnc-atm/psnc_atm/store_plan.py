@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from psnc.errors import StageError
 from psnc_atm.atomic_data import AtomicData
-from psnc_atm.fields import ALWAYS, FIELDS, OPTIONAL, Level
+from psnc_atm.fields import ALWAYS, EDGE_FIELDS, FIELDS, OPTIONAL, Level
 
 if TYPE_CHECKING:
     from psnc import Pipeline
@@ -60,6 +60,8 @@ class StorePlan:
         Where each structure's atoms begin if nothing is dropped.
     unplanned : mapping of int to str
         The indices that could not be read, and why; they have no rows.
+    edge_fields : tuple of str
+        The fields of edges to store; their arrays are made when all edges are known.
     """
 
     fields: tuple[FieldSpec, ...]
@@ -67,6 +69,7 @@ class StorePlan:
     atoms_before: NDArray[np.int64]
     atoms_ptr: NDArray[np.int64]
     unplanned: Mapping[int, str]
+    edge_fields: tuple[str, ...] = ()
 
     def room(self, index: int) -> tuple[int, int]:
         """Return the number of rows and of atoms that an index has room for."""
@@ -124,6 +127,7 @@ def plan_store(
         atoms_before=atoms_ptr[rows_before],
         atoms_ptr=atoms_ptr,
         unplanned=unplanned,
+        edge_fields=_edge_fields(first, names),
     )
 
 
@@ -176,15 +180,30 @@ def _fields(
     if names is None:
         present = (name for name in OPTIONAL if getattr(first, name) is not None)
         names = [name for name in present if not FIELDS[name].calculation_input]
+    names = [name for name in names if name not in EDGE_FIELDS]
     core = [_core_field(name, first) for name in (*ALWAYS, *names)]
     return (*core, *(_custom_field(name, level, first) for name, level in custom.items()))
+
+
+def _edge_fields(first: AtomicData | None, names: Sequence[str] | None) -> tuple[str, ...]:
+    if first is None:
+        return ()
+    present = [name for name in EDGE_FIELDS if getattr(first, name) is not None]
+    for name in EDGE_FIELDS:
+        if name in (names or ()) and name not in present:
+            raise _nothing_to_store(name)
+    return tuple(name for name in present if names is None or name in names)
+
+
+def _nothing_to_store(name: str) -> StageError:
+    return StageError(f"field {name!r} is to be stored, but the first structure has none")
 
 
 def _core_field(name: str, first: AtomicData) -> FieldSpec:
     kind = FIELDS[name]
     value = getattr(first, name)
     if value is None and not kind.zero_if_missing:
-        raise StageError(f"field {name!r} is to be stored, but the first structure has none")
+        raise _nothing_to_store(name)
     if kind.scalar:
         return FieldSpec("core", name, kind.level, kind.dtype, (1,))
     shape = np.shape(value)[1:] if kind.level == "atom" else np.shape(value)

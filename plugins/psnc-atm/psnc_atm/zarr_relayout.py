@@ -19,6 +19,7 @@ import numpy as np
 
 from psnc.errors import StageError
 from psnc.index_ranges import runs_of
+from psnc_atm.edge_parts import carry_parts
 from psnc_atm.store_plan import StorePlan
 from psnc_atm.zarr_store import WRITTEN, ZarrStore, draft_path, lay_out, open_store
 
@@ -72,7 +73,7 @@ def lay_out_anew(
     psnc.StageError
         If the new layout has other fields, or other room for an index that did not change.
     """
-    if plan.fields != store.fields:
+    if (plan.fields, plan.edge_fields) != (store.fields, store.edge_fields):
         raise StageError(
             f"{store.path} has other fields than the first structure now; choose another "
             "output_path, or name the fields (fields=...)"
@@ -91,6 +92,8 @@ def lay_out_anew(
         assert laid_out is not None
         for first, last in runs_of(kept):
             _copy_indices(store, laid_out, first, last)
+        if store.edge_fields:
+            carry_parts(store.path, draft, kept)
         _exchange(draft, store.path)
     except OSError as error:
         raise StageError(

@@ -17,7 +17,8 @@ from psnc.index_ranges import runs_of
 from psnc.provenance import canonical_json
 from psnc.stages import Param, Sink
 from psnc_atm.atomic_data import AtomicData
-from psnc_atm.fields import OPTIONAL, Level
+from psnc_atm.fields import EDGE_FIELDS, OPTIONAL, Level
+from psnc_atm.joined_edges import hold_edges, join_edges, withdraw_edges
 from psnc_atm.region_buffer import RegionBuffer
 from psnc_atm.store_plan import atom_counts, plan_store
 from psnc_atm.zarr_relayout import changed_indices, lay_out_anew, take_back
@@ -33,6 +34,7 @@ logger = logging.getLogger("psnc_atm")
 # What an index is marked with when a pipeline wrote it that has no hash and so is never resumed.
 _NOBODY = 1
 _NAMED_RUNS = 20
+_STORABLE = (*OPTIONAL, *EDGE_FIELDS)
 
 
 class AtomicDataZarrSink(Sink[AtomicData]):
@@ -60,9 +62,12 @@ class AtomicDataZarrSink(Sink[AtomicData]):
         The optional fields to write (``"energy"``, ``"forces"``, ...); others are left out. By
         default those that the first structure has, ``initial_charges`` and ``initial_magmoms``
         excepted, and a later structure that has others, or lacks one, fails its index.
+        Edges are ``"edge_index"`` and ``"unit_shifts"``; they are in the store once it is gathered.
     custom : mapping of str to {"atom", "system"}, optional
         Entries of ``AtomicData.info`` to write to the group ``custom``, each an array or number
         of one shape for every structure (for every atom, at level ``"atom"``).
+    edges_per_chunk : int
+        Rows a chunk of edge-level arrays.
 
     Raises
     ------
@@ -92,23 +97,30 @@ class AtomicDataZarrSink(Sink[AtomicData]):
             Mapping[str, Level] | None,
             Param(description="Entries of info to write, each with its level, atom or system"),
         ] = None,
+        edges_per_chunk: Annotated[
+            int, Param(description="Rows a chunk of edge-level arrays")
+        ] = 65_536,
     ) -> None:
         for parameter, rows in (
             ("atoms_per_chunk", atoms_per_chunk),
             ("systems_per_chunk", systems_per_chunk),
+            ("edges_per_chunk", edges_per_chunk),
         ):
             if rows < 1:
                 raise StageError(f"{parameter} is {rows}; give 1 or more")
         for field in fields or ():
-            if field not in OPTIONAL:
-                raise StageError(f"unknown field {field!r}; choose from {', '.join(OPTIONAL)}")
+            if field not in _STORABLE:
+                raise StageError(f"unknown field {field!r}; choose from {', '.join(_STORABLE)}")
+        if fields is not None and "unit_shifts" in fields and "edge_index" not in fields:
+            raise StageError("fields has 'unit_shifts', which say nothing without 'edge_index'")
         for field, level in (custom or {}).items():
             if level not in ("atom", "system"):
                 raise StageError(f"custom field {field!r} has level {level!r}; give atom or system")
         self._path = Path(output_path).absolute()
         self._output = str(output_path)
         self._chunk_rows = {"atom": atoms_per_chunk, "system": systems_per_chunk}
-        self._fields = None if fields is None else sorted(set(fields), key=OPTIONAL.index)
+        self._edges_per_chunk = edges_per_chunk
+        self._fields = None if fields is None else sorted(set(fields), key=_STORABLE.index)
         self._custom = dict(custom or {})
         self._store: ZarrStore | None = None
         self._mark = _NOBODY
@@ -195,9 +207,25 @@ class AtomicDataZarrSink(Sink[AtomicData]):
         self._write(store, items, index)
         return [self._output]
 
+    def gather(self, indices: Sequence[int]) -> list[str]:
+        """Join the edges of all indices that the store holds, if it is to have edges.
+
+        These are what a reader of the store sees, and so what must have edges. If an index is
+        written meanwhile, nothing is joined, and a warning says so.
+        """
+        take_back(self._path)
+        store = open_store(self._path)
+        if store is None or not store.edge_fields:
+            return []
+        return [self._output] if join_edges(store, self._edges_per_chunk) else []
+
     def _write(self, store: ZarrStore, items: Iterator[AtomicData], index: int) -> None:
         rows, atoms = store.room(index)
-        buffer = RegionBuffer(index, store.fields, rows, atoms, refuse_others=self._fields is None)
+        buffer = RegionBuffer(
+            *(index, store.fields, rows, atoms),
+            edge_fields=store.edge_fields,
+            refuse_others=self._fields is None,
+        )
         try:
             buffer.fill(items)
         except Exception:
@@ -224,6 +252,9 @@ class AtomicDataZarrSink(Sink[AtomicData]):
     def _put(self, store: ZarrStore, buffer: RegionBuffer, index: int) -> None:
         row, atom = int(store.rows_before[index]), int(store.atoms_before[index])
         self._mask_out(store, index)
+        if buffer.edges is not None:
+            withdraw_edges(store)
+            buffer.edges.write(store.path, index, self._mark)
         for field, values in buffer.arrays():
             start = atom if field.level == "atom" else row
             store.write(f"{field.group}/{field.name}", start, values)
@@ -253,7 +284,7 @@ class AtomicDataZarrSink(Sink[AtomicData]):
 
         One process at a time; whoever waited finds the store adapted.
         """
-        with store.lock(exclusive=True):
+        with hold_edges(store), store.lock(exclusive=True):
             store = store.current()
             changed = changed_indices(store.identity, identity)
             written = set(np.flatnonzero(_marks(store)).tolist())

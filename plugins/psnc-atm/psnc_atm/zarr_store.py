@@ -22,7 +22,15 @@ from psnc_atm.region_lock import store_lock
 from psnc_atm.store_plan import FieldSpec, StorePlan, room
 from psnc_atm.zarr_region import write_region
 
-__all__ = ["WRITTEN", "ZarrStore", "create_store", "draft_path", "lay_out", "open_store"]
+__all__ = [
+    "WRITTEN",
+    "ZarrStore",
+    "add_array",
+    "create_store",
+    "draft_path",
+    "lay_out",
+    "open_store",
+]
 
 _FORMAT = 2
 _NOT_OURS = (KeyError, TypeError, ValueError, OSError)
@@ -45,6 +53,8 @@ class ZarrStore:
         The arrays of the groups ``core`` and ``custom``.
     rows_before, atoms_before : (indices + 1,) int64
         Where the region of each index begins.
+    edge_fields : tuple of str
+        The fields of edges that it is to have.
     unplanned : mapping of int to str
         The indices that it was laid out without, and why.
     identity : mapping
@@ -55,6 +65,7 @@ class ZarrStore:
 
     path: Path
     fields: tuple[FieldSpec, ...]
+    edge_fields: tuple[str, ...]
     rows_before: NDArray[np.int64]
     atoms_before: NDArray[np.int64]
     unplanned: Mapping[int, str]
@@ -182,6 +193,7 @@ def _opened(path: Path, made: tuple[int, int], root: zarr.Group, own: zarr.Group
     return ZarrStore(
         path=path,
         fields=fields,
+        edge_fields=tuple(cast("list[str]", own.attrs.get("edge_fields", ()))),
         rows_before=_whole(own, "rows_before"),
         atoms_before=_whole(own, "atoms_before"),
         unplanned={int(index): cause for index, cause in unplanned.items()},
@@ -201,6 +213,26 @@ def _whole(group: zarr.Group, name: str) -> NDArray[Any]:
     return np.asarray(cast("zarr.Array[Any]", group[name])[:])
 
 
+def add_array(
+    root: zarr.Group,
+    name: str,
+    length: int,
+    shape: tuple[int, ...],
+    dtype: str,
+    chunk: int,
+    **options: Any,
+) -> zarr.Array[Any]:
+    """Make one array of a store; ``options`` are Zarr's."""
+    # Chunks are made when they are written: until then a region reads as zero or False.
+    return root.create_array(
+        name,
+        shape=(length, *shape),
+        chunks=(max(1, min(chunk, length)), *shape),
+        dtype=dtype,
+        **{"fill_value": 0, **options},
+    )
+
+
 def lay_out(
     draft: Path, plan: StorePlan, identity: Mapping[str, Any], chunk_rows: Mapping[str, int]
 ) -> None:
@@ -215,14 +247,7 @@ def lay_out(
     )
 
     def add(name: str, length: int, shape: tuple[int, ...], dtype: str, chunk: int) -> Any:
-        # Chunks are made when they are written: until then a region reads as zero or False.
-        return root.create_array(
-            name,
-            shape=(length, *shape),
-            chunks=(max(1, min(chunk, length)), *shape),
-            dtype=dtype,
-            fill_value=0,
-        )
+        return add_array(root, name, length, shape, dtype, chunk)
 
     systems = chunk_rows["system"]
     add("meta/atoms_ptr", rows + 1, (), "int64", systems)[:] = plan.atoms_ptr
@@ -253,6 +278,7 @@ def _write_own_group(root: zarr.Group, plan: StorePlan, identity: Mapping[str, A
             "written_by": f"psnc-atm {VERSION}",
             "fields": [asdict(field) for field in plan.fields],
             "unplanned": {str(index): cause for index, cause in plan.unplanned.items()},
+            **({"edge_fields": list(plan.edge_fields)} if plan.edge_fields else {}),
         },
     )
     indices = len(plan.rows_before) - 1
