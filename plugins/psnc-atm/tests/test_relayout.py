@@ -23,6 +23,9 @@ from psnc_atm import ASELMDBSource, AtomicDataZarrSink
 from psnc_atm.lmdb_header import read_header
 from psnc_atm.zarr_relayout import changed_indices
 
+# What the store was laid out for before stays in front of what it is laid out for now.
+IDENTITY = ("psnc/identity",)
+
 
 def pipeline_with(
     data: Path, output: Path, rows: int | None = None, resume: bool = True
@@ -122,7 +125,7 @@ def test_files_that_are_added_behind_the_others_are_all_that_runs(tmp_path: Path
     assert [row.completed_at for row in second.metrics][:2] == times
     (tmp_path / "clean").mkdir()
     convert(data, tmp_path / "clean")
-    assert_same_store(tmp_path / "out.zarr", tmp_path / "clean/out.zarr")
+    assert_same_store(tmp_path / "out.zarr", tmp_path / "clean/out.zarr", apart_from=IDENTITY)
 
 
 def test_a_file_that_comes_in_between_is_refused(tmp_path: Path) -> None:
