@@ -17,9 +17,9 @@ from psnc_atm.store_plan import FieldSpec, require_structure
 
 __all__ = ["Column", "RegionBuffer"]
 
-# Joining some structures at a time costs a fraction of putting each into its place. A few hundred
+# Joining some structures at a time costs a fraction of putting each into its place. A few dozen
 # are enough for that, and large ones are joined before they take much memory.
-_BLOCK_STRUCTURES = 256
+_BLOCK_STRUCTURES = 64
 _BLOCK_ATOMS = 16_384
 _NOTHING = {id(None)}
 

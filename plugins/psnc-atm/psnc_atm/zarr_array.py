@@ -54,6 +54,7 @@ class LocalArray:
     file_rows: int
     _codec: Codec
     _sharded: bool
+    _separator: str
 
     def resized(self, length: int) -> LocalArray:
         """Return the array as it is with another number of rows."""
@@ -94,7 +95,7 @@ class LocalArray:
         replace_file(path, content)
 
     def _path(self, number: int) -> Path:
-        return self.directory.joinpath("c", str(number), *("0" for _ in self.shape))
+        return self.directory / self._separator.join(["c", str(number), *("0" for _ in self.shape)])
 
     def _decoded(self, content: bytes, rows: int) -> NDArray[Any]:
         values = np.frombuffer(self._codec.decode(content), self.dtype)
@@ -158,6 +159,7 @@ def open_array(directory: Path) -> LocalArray:
         file_rows=file_rows,
         codec=_codec(codecs),
         sharded=sharded,
+        separator=metadata["chunk_key_encoding"]["configuration"]["separator"],
     )
 
 

@@ -346,6 +346,8 @@ def lay_out(
             dtype=dtype,
             fill_value=0,
             compressors=codec,
+            # Files of one directory: with the usual "/" each would have one or two of its own.
+            chunk_key_encoding={"name": "default", "separator": "."},
         )
 
     def add_level(name: str, length: int, shape: tuple[int, ...], dtype: str, level: str) -> None:
