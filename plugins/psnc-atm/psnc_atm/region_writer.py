@@ -33,9 +33,7 @@ class RegionWriter:
         self._store = store
         self._part = part
         self._has_written = False
-        self._rows_at_a_time = max(
-            store.file_rows("meta/atoms_mask"), store.file_rows("meta/samples_mask")
-        )
+        self._rows_at_a_time = store.file_rows("meta/samples_mask")
         self._atoms_at_a_time = store.file_rows("meta/atoms_mask")
         self._done = (0, 0)
 

@@ -19,6 +19,7 @@ import numpy as np
 from attrs import evolve, frozen
 from numpy.typing import NDArray
 
+from psnc.errors import StageError
 from psnc_atm.zarr_codec import Codec, compressor_of
 
 __all__ = ["LocalArray", "open_array", "replace_file"]
@@ -73,13 +74,20 @@ class LocalArray:
 
     def read_file(self, number: int) -> NDArray[Any] | None:
         """Return all rows of one file; ``None`` if they are zero."""
+        path = self._path(number)
         try:
-            content = self._path(number).read_bytes()
+            content = path.read_bytes()
         except FileNotFoundError:
             return None
-        if not self._sharded:
+        try:
+            if self._sharded:
+                return self._of_shard(content)
             return self._decoded(content, self.file_rows)
-        return self._of_shard(content)
+        except Exception as error:  # each codec has its own
+            raise StageError(
+                f"{path} cannot be decoded ({error}); restore it, or delete the store to write "
+                "it anew"
+            ) from error
 
     def write_file(self, number: int, values: NDArray[Any]) -> None:
         """Replace one file, in one step, by ``values`` and zeros behind them."""
@@ -119,7 +127,7 @@ class LocalArray:
         count = self.file_rows // self.chunk_rows
         index, checksum = content[-16 * count - 4 : -4], content[-4:]
         if google_crc32c.value(index) != int.from_bytes(checksum, "little"):
-            raise ValueError(f"the index of a shard of {self.directory} is damaged")
+            raise ValueError("the checksum of its index is wrong")
         values = np.zeros((self.file_rows, *self.shape), self.dtype)
         for chunk, (offset, size) in enumerate(np.frombuffer(index, "<u8").reshape(-1, 2).tolist()):
             if offset != _NO_CHUNK:

@@ -218,7 +218,7 @@ class AtomicDataZarrSink(Sink[AtomicData]):
     def __call__(self, items: Iterator[AtomicData], index: int) -> list[str]:
         """Write the structures of one index and return the store's path."""
         store = self._store or open_store(self._path)
-        if store is None:
+        if store is None or self._part >= len(store.parts):
             self._consume(items)
             raise StageError(
                 f"{self._path}: not laid out, since no structure could be read when the run "

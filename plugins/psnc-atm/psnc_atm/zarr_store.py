@@ -99,12 +99,21 @@ class Part:
         return np.concatenate(runs) if runs else np.empty(0, dtype=np.int64)
 
     def index_in_store(self, index: int) -> int:
-        """Return the index in the store of one index of the source."""
+        """Return the index in the store of one index of the source.
+
+        Raises
+        ------
+        psnc.StageError
+            If it has none.
+        """
         for first, count in self.runs:
             if index < count:
                 return first + index
             index -= count
-        raise IndexError(f"the store has no room for index {index} of its source")
+        raise StageError(
+            "the store has no room for an index that its source did not have when the run began; "
+            "run again"
+        )
 
 
 @frozen(eq=False)
