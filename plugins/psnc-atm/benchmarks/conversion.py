@@ -151,7 +151,11 @@ def timed(way: Callable[[], int]) -> tuple[float, int]:
 
 
 def size_of(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.name.endswith("-lock"))
+    return sum(
+        file.stat().st_size
+        for file in path.rglob("*")
+        if file.is_file() and not file.name.endswith("-lock")
+    )
 
 
 def compare(directory: Path, repeats: int, options: dict[str, Any]) -> None:
@@ -189,7 +193,9 @@ def compare(directory: Path, repeats: int, options: dict[str, Any]) -> None:
 
 def measure_memory(directory: Path, rows: int, options: dict[str, Any]) -> float:
     """Return the peak memory, in MB, of a process that writes one index of ``rows`` rows."""
-    values = [value for key, value in raw_rows(directory.parent / "written.aselmdb") if key.isdigit()]
+    values = [
+        value for key, value in raw_rows(directory.parent / "written.aselmdb") if key.isdigit()
+    ]
     one = directory.parent / f"one-{rows}"
     one.mkdir()
     copy_rows(one / "data.aselmdb", values, 0, rows)
@@ -215,7 +221,11 @@ def main() -> None:
         convert(arguments.convert, 1, sink_options)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
         return
-    print(", ".join([f"Python {platform.python_version()}", *(f"{x} {version(x)}" for x in LIBRARIES)]))
+    print(
+        ", ".join(
+            [f"Python {platform.python_version()}", *(f"{x} {version(x)}" for x in LIBRARIES)]
+        )
+    )
     with tempfile.TemporaryDirectory(dir=".") as place:
         directory = Path(place).absolute() / "data"
         write_files(directory, arguments.files, arguments.rows, arguments.atoms)
@@ -223,7 +233,8 @@ def main() -> None:
             for rows in (20_000, 200_000):
                 print(f"{rows:8} rows: {measure_memory(directory, rows, sink_options):8.0f} MB")
         else:
-            print(f"{arguments.files} files of {arguments.rows} rows, {size_of(directory) / 1e6:.0f} MB")
+            size = size_of(directory) / 1e6
+            print(f"{arguments.files} files of {arguments.rows} rows, {size:.0f} MB")
             compare(directory, arguments.repeats, sink_options)
 
 

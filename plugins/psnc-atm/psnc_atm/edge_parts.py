@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from attrs import frozen
-from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
+from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
 from psnc.atomic import atomic_path

@@ -40,6 +40,8 @@ class FieldType:
         ASE defines what a structure without it has: zero.
     calculation_input : bool
         It says how a calculation was started, not what came of it, and is stored on request.
+    shape : tuple of int
+        Shape of the values for one atom, edge or system, where that is not a number.
     """
 
     level: Level
@@ -47,20 +49,21 @@ class FieldType:
     scalar: bool = False
     zero_if_missing: bool = False
     calculation_input: bool = False
+    shape: tuple[int, ...] = ()
 
 
 FIELDS: dict[str, FieldType] = {
     # int64 is what ASE, NumPy indexing and embedding layers use: no conversion on the way in or
     # out, and compression removes the seven bytes that are always zero.
     "atomic_numbers": FieldType("atom", "int64"),
-    "positions": FieldType("atom"),
-    "cell": FieldType("system"),
-    "pbc": FieldType("system", "bool"),
+    "positions": FieldType("atom", shape=(3,)),
+    "cell": FieldType("system", shape=(3, 3)),
+    "pbc": FieldType("system", "bool", shape=(3,)),
     "energy": FieldType("system", scalar=True),
     "free_energy": FieldType("system", scalar=True),
-    "forces": FieldType("atom"),
-    "stress": FieldType("system"),
-    "dipole": FieldType("system"),
+    "forces": FieldType("atom", shape=(3,)),
+    "stress": FieldType("system", shape=(3, 3)),
+    "dipole": FieldType("system", shape=(3,)),
     "magmom": FieldType("system", scalar=True),
     "charge": FieldType("system", scalar=True),
     "spin": FieldType("system", scalar=True),
@@ -68,13 +71,13 @@ FIELDS: dict[str, FieldType] = {
     "charges": FieldType("atom"),
     "magmoms": FieldType("atom"),
     "atomic_masses": FieldType("atom"),
-    "momenta": FieldType("atom"),
-    "velocities": FieldType("atom"),
+    "momenta": FieldType("atom", shape=(3,)),
+    "velocities": FieldType("atom", shape=(3,)),
     "tags": FieldType("atom", "int64", zero_if_missing=True),
     "initial_charges": FieldType("atom", zero_if_missing=True, calculation_input=True),
     "initial_magmoms": FieldType("atom", zero_if_missing=True, calculation_input=True),
     "edge_index": FieldType("edge", "int64"),
-    "unit_shifts": FieldType("edge", "int64"),
+    "unit_shifts": FieldType("edge", "int64", shape=(3,)),
     "cutoff": FieldType("system", scalar=True),
 }
 

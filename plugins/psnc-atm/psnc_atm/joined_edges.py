@@ -31,7 +31,7 @@ from psnc.atomic import atomic_write
 from psnc.errors import OutputError, StageError
 from psnc_atm.edge_parts import PartHead, open_part, part_path, read_head
 from psnc_atm.region_lock import store_lock
-from psnc_atm.zarr_store import WRITTEN, ZarrStore, add_array
+from psnc_atm.zarr_store import WRITTEN, Encoding, ZarrStore, add_array
 
 __all__ = ["hold_edges", "join_edges", "withdraw_edges"]
 
@@ -40,7 +40,8 @@ logger = logging.getLogger("psnc_atm")
 _POINTER, _MASK = "meta/edges_ptr", "meta/edges_mask"
 _LIST, _SHIFTS = "core/neighbor_list", "core/neighbor_list_shifts"
 _EDGE_ARRAYS = (_LIST, _SHIFTS)
-_SEPARATORS = ("/", ".")
+# The first is what a store is laid out with.
+_SEPARATORS = (".", "/")
 # Under these names there are never any chunks.
 _NO_CHUNKS = {"name": "v2", "configuration": {"separator": "."}}
 
@@ -56,13 +57,13 @@ class _WrittenMeanwhileError(Exception):
 def hold_edges(store: ZarrStore) -> Iterator[None]:
     """Keep others from joining edges, and from laying the store out anew; regions are written."""
     try:
-        with store_lock(store.path / "psnc/rows_before/zarr.json", exclusive=True):
+        with store_lock(store.path / "core/zarr.json", exclusive=True):
             yield
     except FileNotFoundError as error:
         raise StageError(f"{store.path} has been deleted while it was written to") from error
 
 
-def join_edges(store: ZarrStore, edges_per_chunk: int) -> bool:
+def join_edges(store: ZarrStore, encoding: Encoding) -> bool:
     """Make the arrays of edges of all indices that are written; ``False`` if one was meanwhile.
 
     What a reader sees is replaced in one step. What was there is left until edges are joined again,
@@ -83,12 +84,12 @@ def join_edges(store: ZarrStore, edges_per_chunk: int) -> bool:
             heads = _heads(store)
             # After the parts: whoever writes one withdraws what is joined first.
             state = _State.of(_read(store.path / "zarr.json"))
-            described = _described(heads, edges_per_chunk)
+            described = _described(heads, encoding)
             _remove_chunks(store.path, _SEPARATORS[(state.generation + 1) % 2])
             if state.joined == described:
                 return True
             new = _State(state.generation + 1, described)
-            arrays = _new_arrays(store, heads, new, edges_per_chunk)
+            arrays = _new_arrays(store, heads, new, encoding)
             _write_arrays(store, heads, arrays)
             with store.lock(exclusive=True):
                 _publish(store, heads, arrays)
@@ -166,16 +167,16 @@ def _heads(store: ZarrStore) -> Heads:
     return heads
 
 
-def _described(heads: Heads, edges_per_chunk: int) -> str:
+def _described(heads: Heads, encoding: Encoding) -> str:
     """Return what tells whether the joined arrays are still those of the parts."""
-    digest = hashlib.sha256(str(edges_per_chunk).encode())
+    digest = hashlib.sha256(repr(encoding).encode())
     for index, head in heads.items():
         digest.update(index.to_bytes(8, "little") + head.digest)
     return digest.hexdigest()
 
 
 def _new_arrays(
-    store: ZarrStore, heads: Heads, state: _State, edges_per_chunk: int
+    store: ZarrStore, heads: Heads, state: _State, encoding: Encoding
 ) -> dict[str, zarr.Array[Any]]:
     """Return the new arrays: their chunks go to the store, their metadata are nowhere yet."""
     edges = sum(head.edges for head in heads.values())
@@ -185,10 +186,10 @@ def _new_arrays(
     naming = {"name": "default", "separator": _SEPARATORS[state.generation % 2]}
 
     def new(
-        name: str, length: int, shape: tuple[int, ...], dtype: str, chunk: int, fill: int
+        name: str, length: int, shape: tuple[int, ...], dtype: str, level: str, fill: int
     ) -> zarr.Array[Any]:
         made = add_array(
-            *(root, name, length, shape, dtype, chunk),
+            *(root, name, length, shape, dtype, encoding, level),
             fill_value=fill,
             chunk_key_encoding=naming,
             attributes={"generation": state.generation, "joined": state.joined}
@@ -198,14 +199,14 @@ def _new_arrays(
         return zarr.Array(zarr.AsyncArray(made.metadata, StorePath(local, name)))
 
     arrays = {
-        _POINTER: new(_POINTER, rows + 1, (), "int64", store.chunk_rows("meta/atoms_ptr"), 0),
+        _POINTER: new(_POINTER, rows + 1, (), "int64", "system", 0),
         # No chunk is written: all edges are there.
-        _MASK: new(_MASK, edges, (), "bool", edges_per_chunk, True),
+        _MASK: new(_MASK, edges, (), "bool", "edge", True),
         # A reader who goes on with chunks that were removed should not take atom 0 for its own.
-        _LIST: new(_LIST, edges, (2,), "int64", edges_per_chunk, -1),
+        _LIST: new(_LIST, edges, (2,), "int64", "edge", -1),
     }
     if "unit_shifts" in store.edge_fields:
-        arrays[_SHIFTS] = new(_SHIFTS, edges, (3,), "int64", edges_per_chunk, 0)
+        arrays[_SHIFTS] = new(_SHIFTS, edges, (3,), "int64", "edge", 0)
     return arrays
 
 

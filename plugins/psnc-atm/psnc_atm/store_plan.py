@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from attrs import frozen
@@ -16,7 +16,18 @@ from psnc_atm.fields import ALWAYS, EDGE_FIELDS, FIELDS, OPTIONAL, Level
 if TYPE_CHECKING:
     from psnc import Pipeline
 
-__all__ = ["FieldSpec", "StorePlan", "plan_store", "require_structure"]
+__all__ = [
+    "FieldSpec",
+    "Missing",
+    "StorePlan",
+    "atom_counts",
+    "count_atoms",
+    "plan_of",
+    "plan_store",
+    "require_structure",
+]
+
+Missing = Literal["refuse", "nan"]
 
 _STORABLE_KINDS = "biufc"
 
@@ -37,6 +48,11 @@ class FieldSpec:
         NumPy dtype.
     shape : tuple of int
         Shape for one atom or one structure; ``(1,)`` for the number that a structure has.
+    presence_of : str, optional
+        The array, with its group, that this one says of which structures have it; of the others
+        it is NaN.
+    may_be_missing : bool
+        Whether there is such an array for this one.
     """
 
     group: str
@@ -44,6 +60,24 @@ class FieldSpec:
     level: Level
     dtype: str
     shape: tuple[int, ...]
+    presence_of: str | None = None
+    may_be_missing: bool = False
+
+    @property
+    def path(self) -> str:
+        """Where the array is in the store."""
+        return f"{self.group}/{self.name}"
+
+    def value_of(self, structure: AtomicData) -> Any:
+        """Return what a structure has for the array; ``None`` for nothing."""
+        if self.presence_of is not None:
+            group, name = self.presence_of.split("/", 1)
+            return _value(structure, group, name) is not None
+        return _value(structure, self.group, self.name)
+
+
+def _value(structure: AtomicData, group: str, name: str) -> Any:
+    return getattr(structure, name) if group == "core" else structure.info.get(name)
 
 
 @frozen(eq=False)
@@ -85,7 +119,10 @@ def room(
 
 
 def plan_store(
-    pipeline: Pipeline[Any], names: Sequence[str] | None, custom: Mapping[str, Level]
+    pipeline: Pipeline[Any],
+    names: Sequence[str] | None,
+    custom: Mapping[str, Level],
+    missing: Missing = "refuse",
 ) -> StorePlan | None:
     """Plan the store for everything that ``pipeline`` will write.
 
@@ -101,6 +138,8 @@ def plan_store(
         was only a calculation's input.
     custom : mapping of str to {"atom", "system"}
         The entries of ``AtomicData.info`` to store.
+    missing : {"refuse", "nan"}
+        Whether structures may lack fields that are stored.
 
     Returns
     -------
@@ -108,27 +147,49 @@ def plan_store(
         ``None`` when no structure reaches the sink because of errors: there is nothing to learn
         the fields from yet.
     """
-    counts: list[NDArray[np.int64]] = []
-    unplanned: dict[int, str] = {}
-    for index in range(len(pipeline.source)):
-        try:
-            counts.append(atom_counts(pipeline.source, index))
-        except Exception as error:  # whatever it is, it must cost this index alone
-            unplanned[index] = f"{type(error).__name__}: {error}"
-            counts.append(np.empty(0, dtype=np.int64))
+    counts, unplanned = count_atoms(pipeline.source, range(len(pipeline.source)))
     first, failed = _first_structure(pipeline, unplanned)
     if first is None and failed:
         return None
+    fields = _fields(first, names, custom, missing)
+    return plan_of(fields, counts, unplanned, _edge_fields(first, names))
+
+
+def plan_of(
+    fields: tuple[FieldSpec, ...],
+    counts: Sequence[NDArray[np.int64]],
+    unplanned: Mapping[int, str],
+    edge_fields: tuple[str, ...] = (),
+) -> StorePlan:
+    """Return the layout for indices whose structures have so many atoms each."""
     atoms_ptr = _running_total(np.concatenate(counts) if counts else [])
     rows_before = _running_total([len(of_index) for of_index in counts])
     return StorePlan(
-        fields=_fields(first, names, custom),
+        fields=fields,
         rows_before=rows_before,
         atoms_before=atoms_ptr[rows_before],
         atoms_ptr=atoms_ptr,
         unplanned=unplanned,
-        edge_fields=_edge_fields(first, names),
+        edge_fields=edge_fields,
     )
+
+
+def count_atoms(
+    source: Any, indices: Iterable[int]
+) -> tuple[list[NDArray[np.int64]], dict[int, str]]:
+    """Return the numbers of atoms of each index, and why some could not be read.
+
+    What could not be read is counted from 0 on, in the order of ``indices``, and has no structures.
+    """
+    counts: list[NDArray[np.int64]] = []
+    unplanned: dict[int, str] = {}
+    for position, index in enumerate(indices):
+        try:
+            counts.append(atom_counts(source, index))
+        except Exception as error:  # whatever it is, it must cost this index alone
+            unplanned[position] = f"{type(error).__name__}: {error}"
+            counts.append(np.empty(0, dtype=np.int64))
+    return counts, unplanned
 
 
 def atom_counts(source: Any, index: int) -> NDArray[np.int64]:
@@ -172,17 +233,21 @@ def _running_total(numbers: Any) -> NDArray[np.int64]:
 
 
 def _fields(
-    first: AtomicData | None, names: Sequence[str] | None, custom: Mapping[str, Level]
+    first: AtomicData | None,
+    names: Sequence[str] | None,
+    custom: Mapping[str, Level],
+    missing: Missing,
 ) -> tuple[FieldSpec, ...]:
     if first is None:
         nothing = AtomicData(atomic_numbers=np.empty(0, np.int64), positions=np.empty((0, 3)))
-        return tuple(_core_field(name, nothing) for name in ALWAYS)
+        return tuple(_core_field(name, nothing, "refuse") for name in ALWAYS)
     if names is None:
         present = (name for name in OPTIONAL if getattr(first, name) is not None)
         names = [name for name in present if not FIELDS[name].calculation_input]
     names = [name for name in names if name not in EDGE_FIELDS]
-    core = [_core_field(name, first) for name in (*ALWAYS, *names)]
-    return (*core, *(_custom_field(name, level, first) for name, level in custom.items()))
+    core = [_core_field(name, first, missing) for name in (*ALWAYS, *names)]
+    own = [_custom_field(name, level, first, missing) for name, level in custom.items()]
+    return (*core, *own, *_presence_fields((*core, *own)))
 
 
 def _edge_fields(first: AtomicData | None, names: Sequence[str] | None) -> tuple[str, ...]:
@@ -191,26 +256,39 @@ def _edge_fields(first: AtomicData | None, names: Sequence[str] | None) -> tuple
     present = [name for name in EDGE_FIELDS if getattr(first, name) is not None]
     for name in EDGE_FIELDS:
         if name in (names or ()) and name not in present:
-            raise _nothing_to_store(name)
+            raise StageError(
+                f"field {name!r} is to be stored, but the first structure has none; "
+                "have a filter find the edges (NeighbourList)"
+            )
     return tuple(name for name in present if names is None or name in names)
 
 
-def _nothing_to_store(name: str) -> StageError:
-    return StageError(f"field {name!r} is to be stored, but the first structure has none")
-
-
-def _core_field(name: str, first: AtomicData) -> FieldSpec:
+def _core_field(name: str, first: AtomicData, missing: Missing) -> FieldSpec:
     kind = FIELDS[name]
     value = getattr(first, name)
-    if value is None and not kind.zero_if_missing:
-        raise _nothing_to_store(name)
+    optional = missing == "nan" and name not in ALWAYS and not kind.zero_if_missing
+    if value is None and not kind.zero_if_missing and not optional:
+        raise StageError(
+            f"field {name!r} is to be stored, but the first structure has none; "
+            "take missing='nan' where not all have it"
+        )
     if kind.scalar:
-        return FieldSpec("core", name, kind.level, kind.dtype, (1,))
-    shape = np.shape(value)[1:] if kind.level == "atom" else np.shape(value)
-    return FieldSpec("core", name, kind.level, kind.dtype, shape)
+        return FieldSpec("core", name, kind.level, kind.dtype, (1,), may_be_missing=optional)
+    if value is None:
+        shape = kind.shape
+    else:
+        shape = np.shape(value)[1:] if kind.level == "atom" else np.shape(value)
+    dtype = _float_dtype(first.positions if value is None else value, kind.dtype)
+    return FieldSpec("core", name, kind.level, dtype, shape, may_be_missing=optional)
 
 
-def _custom_field(name: str, level: Level, first: AtomicData) -> FieldSpec:
+def _float_dtype(value: Any, dtype: str) -> str:
+    """Return the dtype of a field of floats as the structures have it: the store rounds nothing."""
+    found = np.asarray(value).dtype
+    return found.name if dtype == "float64" and found.kind == "f" else dtype
+
+
+def _custom_field(name: str, level: Level, first: AtomicData, missing: Missing) -> FieldSpec:
     if name not in first.info:
         raise StageError(
             f"custom field {name!r} is not in the info of the first structure, "
@@ -220,11 +298,32 @@ def _custom_field(name: str, level: Level, first: AtomicData) -> FieldSpec:
     if value.dtype.kind not in _STORABLE_KINDS:
         kind = type(first.info[name]).__name__
         raise StageError(f"custom field {name!r} is a {kind}, not a number or array of numbers")
+    optional = missing == "nan" and value.dtype.kind == "f"
     if level == "system":
-        return FieldSpec("custom", name, level, value.dtype.name, value.shape or (1,))
+        shape = value.shape or (1,)
+        return FieldSpec("custom", name, level, value.dtype.name, shape, may_be_missing=optional)
     if value.shape[:1] != (len(first),):
         raise StageError(
             f"custom field {name!r} has shape {value.shape} for {len(first)} atoms; "
             "an atom-level field needs one row for each atom"
         )
-    return FieldSpec("custom", name, level, value.dtype.name, value.shape[1:])
+    shape = value.shape[1:]
+    return FieldSpec("custom", name, level, value.dtype.name, shape, may_be_missing=optional)
+
+
+def _presence_fields(fields: Sequence[FieldSpec]) -> list[FieldSpec]:
+    """Return, for each array that a structure may lack, the one that says which have it."""
+    names = {field.name for field in fields if field.group == "custom"}
+    made: list[FieldSpec] = []
+    for field in fields:
+        if not field.may_be_missing:
+            continue
+        name = f"has_{field.name}"
+        if name in names:
+            raise StageError(
+                f"two custom fields would be named {name!r}, one of which says where "
+                f"{field.name} is missing; rename the other in a filter"
+            )
+        names.add(name)
+        made.append(FieldSpec("custom", name, "system", "bool", (1,), presence_of=field.path))
+    return made

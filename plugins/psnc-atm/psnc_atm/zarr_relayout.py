@@ -1,8 +1,8 @@
-"""Lay a store out anew, and keep what is written: for input that was repaired or has grown.
+"""Lay a store out anew, and keep what is written: for input that was repaired.
 
 An index that could not be read when the store was laid out has no room in it. Once its file is
-mended, or more files follow the ones that were there, every region after it moves. The store is
-then made again beside the old one, the written regions are copied, and the two change places.
+mended, every region after it moves. The store is then made again beside the old one, the written
+regions are copied, and the two change places.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,20 @@ from psnc.errors import StageError
 from psnc.index_ranges import runs_of
 from psnc_atm.edge_parts import carry_parts
 from psnc_atm.store_plan import StorePlan
-from psnc_atm.zarr_store import WRITTEN, ZarrStore, draft_path, lay_out, open_store
+from psnc_atm.zarr_store import (
+    WRITTEN,
+    Encoding,
+    Part,
+    ZarrStore,
+    draft_path,
+    lay_out,
+    open_store,
+)
 
 __all__ = ["changed_indices", "lay_out_anew", "take_back"]
 
-# Whole chunks at a time, few enough to stay small in memory.
-_COPIED_CHUNKS = 16
+# Whole files at a time, few enough to stay small in memory.
+_COPIED_ROWS = 262_144
 
 
 def changed_indices(then: Mapping[str, Any], now: Mapping[str, Any]) -> set[int] | None:
@@ -59,8 +67,8 @@ def changed_indices(then: Mapping[str, Any], now: Mapping[str, Any]) -> set[int]
 def lay_out_anew(
     store: ZarrStore,
     plan: StorePlan,
-    identity: Mapping[str, Any],
-    chunk_rows: Mapping[str, int],
+    parts: Sequence[Part],
+    encoding: Encoding,
     changed: set[int],
 ) -> None:
     """Replace ``store`` by one that follows ``plan``, with everything that is written.
@@ -78,22 +86,25 @@ def lay_out_anew(
             f"{store.path} has other fields than the first structure now; choose another "
             "output_path, or name the fields (fields=...)"
         )
-    kept = [i for i in range(len(store.rows_before) - 1) if i not in changed]
-    for index in kept:
-        if store.room(index) != plan.room(index):
+    indices = range(len(store.rows_before) - 1)
+    kept = [i for i in indices if store.room(i) == plan.room(i)]
+    for index in indices:
+        if index not in changed and store.room(index) != plan.room(index):
             raise StageError(
                 f"{store.path}: index {index} has other structures than it was laid out for, "
                 "though its file looks the same; choose another output_path"
             )
     draft = draft_path(store.path)
     try:
-        lay_out(draft, plan, identity, chunk_rows)
+        lay_out(draft, plan, parts, encoding, (*store.follows, store.made))
         laid_out = open_store(draft)
         assert laid_out is not None
         for first, last in runs_of(kept):
             _copy_indices(store, laid_out, first, last)
+        for index in changed.intersection(kept):
+            _forget(laid_out, index)
         if store.edge_fields:
-            carry_parts(store.path, draft, kept)
+            carry_parts(store.path, draft, [index for index in kept if index not in changed])
         _exchange(draft, store.path)
     except OSError as error:
         raise StageError(
@@ -109,7 +120,7 @@ def _copy_indices(old: ZarrStore, new: ZarrStore, first: int, last: int) -> None
     atoms = _span(old.atoms_before, new.atoms_before, first, last)
     _copy(old, new, "meta/atoms_mask", *atoms)
     for field in old.fields:
-        _copy(old, new, f"{field.group}/{field.name}", *(atoms if field.level == "atom" else rows))
+        _copy(old, new, field.path, *(atoms if field.level == "atom" else rows))
     # Where the last structure ends is where the next index begins, which the new layout says.
     start, stop, target = rows
     ends = old.read("meta/atoms_ptr", start, stop)
@@ -118,12 +129,19 @@ def _copy_indices(old: ZarrStore, new: ZarrStore, first: int, last: int) -> None
     _copy(old, new, WRITTEN, first, last + 1, first)
 
 
+def _forget(store: ZarrStore, index: int) -> None:
+    """Somebody may be writing the index: its rows were copied for that, and are not whole."""
+    row, row_end = (int(number) for number in store.rows_before[index : index + 2])
+    store.clear(WRITTEN, index, index + 1)
+    store.clear("meta/samples_mask", row, row_end)
+
+
 def _span(old: Any, new: Any, first: int, last: int) -> tuple[int, int, int]:
     return int(old[first]), int(old[last + 1]), int(new[first])
 
 
 def _copy(old: ZarrStore, new: ZarrStore, name: str, start: int, stop: int, target: int) -> None:
-    step = old.chunk_rows(name) * _COPIED_CHUNKS
+    step = max(1, _COPIED_ROWS // old.file_rows(name)) * old.file_rows(name)
     for position in range(start, stop, step):
         values = old.read(name, position, min(position + step, stop))
         new.write(name, target + position - start, values)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +15,18 @@ from numpy.typing import NDArray
 from psnc.errors import ConfigurationError, StageError, TrackingDisabledError
 from psnc.index_ranges import runs_of
 from psnc.provenance import canonical_json
-from psnc.stages import Param, Sink
+from psnc.stages import Param, Sink, stage_name
 from psnc_atm.atomic_data import AtomicData
 from psnc_atm.fields import EDGE_FIELDS, OPTIONAL, Level
-from psnc_atm.joined_edges import hold_edges, join_edges, withdraw_edges
+from psnc_atm.joined_edges import hold_edges, join_edges
 from psnc_atm.region_buffer import RegionBuffer
-from psnc_atm.store_plan import atom_counts, plan_store
-from psnc_atm.zarr_relayout import changed_indices, lay_out_anew, take_back
-from psnc_atm.zarr_store import WRITTEN, ZarrStore, create_store, open_store
+from psnc_atm.region_writer import RegionWriter, mask_out
+from psnc_atm.store_parts import Changes, changes, part_of, plan_with_others
+from psnc_atm.store_plan import Missing, StorePlan, count_atoms, plan_store
+from psnc_atm.zarr_codec import CODECS, DEFAULT_CODEC, level_of
+from psnc_atm.zarr_growth import can_grow, enlarge, enlarged_parts
+from psnc_atm.zarr_relayout import lay_out_anew, take_back
+from psnc_atm.zarr_store import WRITTEN, Encoding, ZarrStore, create_store, open_store
 
 if TYPE_CHECKING:
     from psnc import Pipeline
@@ -66,8 +70,20 @@ class AtomicDataZarrSink(Sink[AtomicData]):
     custom : mapping of str to {"atom", "system"}, optional
         Entries of ``AtomicData.info`` to write to the group ``custom``, each an array or number
         of one shape for every structure (for every atom, at level ``"atom"``).
-    edges_per_chunk : int
-        Rows a chunk of edge-level arrays.
+    codec : {"blosc-lz4", "blosc-zstd", "zstd", "gzip", "none"}
+        How arrays are compressed.
+    level : int, optional
+        How hard the codec tries; by default its usual level.
+    atoms_per_shard, systems_per_shard : int, optional
+        Rows of a file, as multiples of those of a chunk, so that a large store is few files. By
+        default a chunk is a file.
+    missing : {"refuse", "nan"}
+        What becomes of a structure that lacks a stored field: its index fails, or the field is
+        NaN, and the array ``custom/has_NAME`` says which structures have it.
+    append : bool
+        Add the structures of this source behind those of others that are in the store.
+    edges_per_chunk, edges_per_shard : int
+        As those of atoms, for arrays of edges. What edges are joined with may change.
 
     Raises
     ------
@@ -97,32 +113,64 @@ class AtomicDataZarrSink(Sink[AtomicData]):
             Mapping[str, Level] | None,
             Param(description="Entries of info to write, each with its level, atom or system"),
         ] = None,
+        codec: Annotated[
+            str, Param(description=f"How arrays are compressed: {', '.join(CODECS)}")
+        ] = DEFAULT_CODEC,
+        level: Annotated[
+            int | None, Param(description="How hard the codec tries; by default its usual level")
+        ] = None,
+        atoms_per_shard: Annotated[
+            int | None, Param(description="Rows a file of atom-level arrays; by default one chunk")
+        ] = None,
+        systems_per_shard: Annotated[
+            int | None, Param(description="Rows a file of system-level arrays; by default a chunk")
+        ] = None,
+        missing: Annotated[
+            str, Param(description="Where a structure lacks a stored field: refuse it, or nan")
+        ] = "refuse",
+        append: Annotated[
+            bool, Param(description="Add the source's structures behind those of other sources")
+        ] = False,
         edges_per_chunk: Annotated[
             int, Param(description="Rows a chunk of edge-level arrays")
         ] = 65_536,
+        edges_per_shard: Annotated[
+            int | None, Param(description="Rows a file of edge-level arrays; by default one chunk")
+        ] = None,
     ) -> None:
-        for parameter, rows in (
-            ("atoms_per_chunk", atoms_per_chunk),
-            ("systems_per_chunk", systems_per_chunk),
-            ("edges_per_chunk", edges_per_chunk),
-        ):
-            if rows < 1:
-                raise StageError(f"{parameter} is {rows}; give 1 or more")
+        chunks = {
+            "atom": atoms_per_chunk,
+            "system": systems_per_chunk,
+            "edge": edges_per_chunk,
+        }
+        shards = {
+            "atom": atoms_per_shard,
+            "system": systems_per_shard,
+            "edge": edges_per_shard,
+        }
+        _check_rows(chunks, shards)
         for field in fields or ():
             if field not in _STORABLE:
                 raise StageError(f"unknown field {field!r}; choose from {', '.join(_STORABLE)}")
         if fields is not None and "unit_shifts" in fields and "edge_index" not in fields:
             raise StageError("fields has 'unit_shifts', which say nothing without 'edge_index'")
-        for field, level in (custom or {}).items():
-            if level not in ("atom", "system"):
-                raise StageError(f"custom field {field!r} has level {level!r}; give atom or system")
+        for field, of in (custom or {}).items():
+            if of not in ("atom", "system"):
+                raise StageError(f"custom field {field!r} has level {of!r}; give atom or system")
+        if missing not in get_args(Missing):
+            raise StageError(f"missing is {missing!r}; give refuse or nan")
+        try:
+            self._encoding = Encoding(chunks, shards, codec, level_of(codec, level))
+        except ValueError as error:
+            raise StageError(str(error)) from error
         self._path = Path(output_path).absolute()
         self._output = str(output_path)
-        self._chunk_rows = {"atom": atoms_per_chunk, "system": systems_per_chunk}
-        self._edges_per_chunk = edges_per_chunk
         self._fields = None if fields is None else sorted(set(fields), key=_STORABLE.index)
         self._custom = dict(custom or {})
+        self._missing = cast("Missing", missing)
+        self._append = append
         self._store: ZarrStore | None = None
+        self._part = 0
         self._mark = _NOBODY
 
     def __getstate__(self) -> dict[str, Any]:
@@ -134,10 +182,9 @@ class AtomicDataZarrSink(Sink[AtomicData]):
         identity = self._identity(pipeline.source)
         take_back(self._path)
         store = open_store(self._path) or self._lay_out(pipeline, identity)
-        if store is not None and (
-            store.identity != identity or _readable_again(pipeline, store.unplanned)
-        ):
+        if store is not None:
             store = self._adapt(pipeline, store, identity)
+            self._part = part_of(store, identity, append=self._append)
         self._store = store
         self._mark = _mark_of(pipeline)
         if store is not None:
@@ -166,7 +213,7 @@ class AtomicDataZarrSink(Sink[AtomicData]):
         if not completed:
             return []
         with store.lock():
-            marks = _marks(store.current())
+            marks = _marks_of(store.current(), self._part)
         return [i for i in sorted(completed) if i < len(marks) and marks[i] != self._mark]
 
     def _lay_out(
@@ -183,25 +230,26 @@ class AtomicDataZarrSink(Sink[AtomicData]):
                 f"{self._path} does not exist, but {len(completed)} of its indices are recorded as "
                 "completed; restore it, or run every index again (pipeline.reset(), psnc reset DB)"
             )
-        plan = plan_store(pipeline, self._fields, self._custom)
+        plan = self._plan(pipeline)
         if plan is None:
             return None
-        create_store(self._path, plan, identity, self._chunk_rows)
+        create_store(self._path, plan, identity, self._encoding)
         return open_store(self._path)
 
     def __call__(self, items: Iterator[AtomicData], index: int) -> list[str]:
         """Write the structures of one index and return the store's path."""
         store = self._store or open_store(self._path)
-        if store is None:
+        if store is None or self._part >= len(store.parts):
             self._consume(items)
             raise StageError(
                 f"{self._path}: not laid out, since no structure could be read when the run "
                 "began; run again"
             )
-        if index in store.unplanned:
+        place = self._place(store, index)
+        if place in store.unplanned:
             self._consume(items)
             raise StageError(
-                f"{self._path} was laid out without index {index} ({store.unplanned[index]}); "
+                f"{self._path} was laid out without index {index} ({store.unplanned[place]}); "
                 "mend its file and run again"
             )
         self._write(store, items, index)
@@ -217,63 +265,54 @@ class AtomicDataZarrSink(Sink[AtomicData]):
         store = open_store(self._path)
         if store is None or not store.edge_fields:
             return []
-        return [self._output] if join_edges(store, self._edges_per_chunk) else []
+        return [self._output] if join_edges(store, self._encoding) else []
 
     def _write(self, store: ZarrStore, items: Iterator[AtomicData], index: int) -> None:
-        rows, atoms = store.room(index)
+        room = store.room(self._place(store, index))
         buffer = RegionBuffer(
-            *(index, store.fields, rows, atoms),
+            index,
+            store.fields,
+            *room,
             edge_fields=store.edge_fields,
             refuse_others=self._fields is None,
+            missing=self._missing,
         )
+        writer = RegionWriter(buffer, store, self._part)
         try:
-            buffer.fill(items)
+            for _ in buffer.fill(items):
+                if writer.has_whole_files():
+                    writer.write_whole_files()
         except Exception:
             with store.lock():
-                self._mask_out(store.current(), index)
+                current = store.current()
+                mask_out(current, self._place(current, index))
             raise
-        with store.lock():
-            current = self._store = store.current()
-            if current is not store and current.room(index) != (rows, atoms):
-                raise StageError(
-                    f"index {index} was changed in the source while it was read; run it again"
-                )
-            self._put(current, buffer, index)
+        self._store = writer.finish(self._mark)
 
-    @staticmethod
-    def _mask_out(store: ZarrStore, index: int) -> None:
-        """From here on the index counts as not written, should it have been before."""
-        if store.read(WRITTEN, index, index + 1).any():
-            store.write(WRITTEN, index, np.zeros(1, dtype=np.uint64))
-        row, row_end = (int(number) for number in store.rows_before[index : index + 2])
-        if store.read("meta/samples_mask", row, row_end).any():
-            store.write("meta/samples_mask", row, np.zeros(row_end - row, dtype=bool))
+    def _place(self, store: ZarrStore, index: int) -> int:
+        """Return the number that an index has in the store."""
+        return store.parts[self._part].index_in_store(index)
 
-    def _put(self, store: ZarrStore, buffer: RegionBuffer, index: int) -> None:
-        row, atom = int(store.rows_before[index]), int(store.atoms_before[index])
-        self._mask_out(store, index)
-        if buffer.edges is not None:
-            withdraw_edges(store)
-            buffer.edges.write(store.path, index, self._mark)
-        for field, values in buffer.arrays():
-            start = atom if field.level == "atom" else row
-            store.write(f"{field.group}/{field.name}", start, values)
-        store.write("meta/atoms_mask", atom, np.arange(buffer.atoms) < buffer.kept_atoms)
-        # The last entry is where the next index begins, which never changes.
-        store.write("meta/atoms_ptr", row + 1, atom + buffer.atoms_ends()[:-1])
-        store.write("meta/samples_mask", row, np.arange(buffer.rows) < buffer.kept_rows)
-        # That no rows are there can also mean that a filter dropped them all.
-        store.write(WRITTEN, index, np.array([self._mark], dtype=np.uint64))
+    def _plan(self, pipeline: Pipeline[AtomicData]) -> StorePlan | None:
+        return plan_store(pipeline, self._fields, self._custom, self._missing)
 
     def _identity(self, source: Any) -> dict[str, Any]:
         if hasattr(source, "input_identity"):
             described = json.loads(json.dumps(source.input_identity()))
+        elif self._append:
+            raise StageError(
+                f"append=True needs a source that tells its input from another's, and "
+                f"{stage_name(source)} has no input_identity()"
+            )
         else:
             described = {"indices": len(source)}
         return {
-            "chunk_rows": self._chunk_rows,
+            "chunk_rows": _laid_out(self._encoding.chunk_rows),
+            "shard_rows": _laid_out(self._encoding.shard_rows),
+            "codec": [self._encoding.codec, self._encoding.level],
             "fields": self._fields,
             "custom": self._custom,
+            "missing": self._missing,
             "input": described,
         }
 
@@ -284,26 +323,49 @@ class AtomicDataZarrSink(Sink[AtomicData]):
 
         One process at a time; whoever waited finds the store adapted.
         """
+        needed = changes(store, identity, pipeline.source, append=self._append)
+        if not needed:
+            return store
+        # Before anybody has to wait for it; not where all has to be planned anew.
+        counted = count_atoms(pipeline.source, needed.new if not needed.old else ())
         with hold_edges(store), store.lock(exclusive=True):
             store = store.current()
-            changed = changed_indices(store.identity, identity)
-            written = set(np.flatnonzero(_marks(store)).tolist())
-            if changed is None or changed & written:
-                raise _other_input(store, identity, written)
-            changed |= _readable_again(pipeline, store.unplanned)
-            plan = plan_store(pipeline, self._fields, self._custom) if changed else None
-            if plan is None:
+            again = changes(store, identity, pipeline.source, append=self._append)
+            if not again:
                 return store
-            lay_out_anew(store, plan, identity, self._chunk_rows, changed)
+            if not again.old and again.new == needed.new and not needed.old and can_grow(store):
+                enlarge(store, again.part, identity, *counted)
+            else:
+                self._lay_out_anew(pipeline, store, identity, again)
             adapted = open_store(self._path)
             assert adapted is not None
             return adapted
+
+    def _lay_out_anew(
+        self,
+        pipeline: Pipeline[AtomicData],
+        store: ZarrStore,
+        identity: dict[str, Any],
+        needed: Changes,
+    ) -> None:
+        plan = self._plan(pipeline)
+        if plan is None:
+            return
+        parts = enlarged_parts(store.parts, needed.part, identity, len(needed.new))
+        whole = plan_with_others(store, plan, parts, needed.part)
+        changed = parts[needed.part].indices()[sorted(needed.old)].tolist()
+        lay_out_anew(store, whole, parts, self._encoding, set(changed))
 
     @staticmethod
     def _consume(items: Iterator[AtomicData]) -> None:
         """Read on: the error that kept the index from being planned is the one to report."""
         for _ in items:
             pass
+
+
+def _laid_out(rows: Mapping[str, int | None]) -> dict[str, int | None]:
+    """Leave out the arrays of edges, which are made anew whenever they are joined."""
+    return {level: number for level, number in rows.items() if level != "edge"}
 
 
 def _mark_of(pipeline: Pipeline[Any]) -> int:
@@ -322,8 +384,24 @@ def _mark_of(pipeline: Pipeline[Any]) -> int:
     return max(int.from_bytes(digest[:8], "little"), _NOBODY + 1)
 
 
+def _marks_of(store: ZarrStore, part: int) -> NDArray[np.uint64]:
+    """Return the marks of the indices of one source."""
+    return _marks(store)[store.parts[part].indices()]
+
+
 def _marks(store: ZarrStore) -> NDArray[np.uint64]:
     return store.read(WRITTEN, 0, len(store.rows_before) - 1)
+
+
+def _check_rows(chunks: Mapping[str, int], shards: Mapping[str, int | None]) -> None:
+    for level, rows in chunks.items():
+        if rows < 1:
+            raise StageError(f"{level}s_per_chunk is {rows}; give 1 or more")
+        shard = shards[level]
+        if shard is not None and (shard < 1 or shard % rows):
+            raise StageError(
+                f"{level}s_per_shard is {shard}; give a multiple of {level}s_per_chunk, {rows}"
+            )
 
 
 def _completed(pipeline: Pipeline[Any]) -> set[int]:
@@ -340,47 +418,3 @@ def _in_words(indices: Sequence[int]) -> str:
     if len(runs) > _NAMED_RUNS:
         runs[_NAMED_RUNS:] = [f"... ({len(indices)} in all)"]
     return f"{'index' if len(indices) == 1 else 'indices'} {', '.join(runs)}"
-
-
-def _readable_again(pipeline: Pipeline[AtomicData], unplanned: Mapping[int, str]) -> set[int]:
-    """Return the indices that had no room because of something that has passed."""
-    readable = set()
-    for index in unplanned:
-        try:
-            atom_counts(pipeline.source, index)
-        except Exception:
-            # The index fails again, with its present cause, when it runs.
-            continue
-        readable.add(index)
-    return readable
-
-
-def _other_input(
-    store: ZarrStore, identity: Mapping[str, Any], written: Container[int]
-) -> StageError:
-    difference = _difference(store.identity, identity, written)
-    return StageError(
-        f"{store.path} was laid out for other input: {difference}; "
-        "choose another output_path, or delete the store to write it anew"
-    )
-
-
-def _difference(then: Mapping[str, Any], now: Mapping[str, Any], written: Container[int]) -> str:
-    """Say in a few words what stands in the way."""
-    for key in ("chunk_rows", "fields", "custom"):
-        if then[key] != now[key]:
-            return f"{key} was {then[key]} and is {now[key]}"
-    old, new = then["input"], now["input"]
-    old_files = {name: state for name, *state in old.get("files", ())}
-    new_files = {name: state for name, *state in new.get("files", ())}
-    if list(old_files) != list(new_files)[: len(old_files)]:
-        gone = [f"{name} is gone" for name in old_files if name not in new_files]
-        added = [f"{name} is new" for name in new_files if name not in old_files]
-        return (gone + added)[0]
-    rest = sorted(key for key in {*old, *new} if key != "files" and old.get(key) != new.get(key))
-    if rest:
-        return ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in rest)
-    changed = [name for name, state in old_files.items() if new_files[name] != state]
-    positions = {name: position for position, name in enumerate(old_files)}
-    changed.sort(key=lambda name: positions[name] not in written)
-    return f"{changed[0]} changed" if changed else "files were added"

@@ -399,7 +399,7 @@ def test_an_index_that_is_written_while_edges_are_joined_leaves_them_for_later(
     # As someone who writes does, and so it cannot come to its end.
     with store.lock(), caplog.at_level(logging.WARNING, "psnc_atm"):
         gathering.start()
-        while not (path / POINTER / "c.0").exists():
+        while not (path / POINTER / "c").exists():
             assert gathering.is_alive()
             time.sleep(0.01)
         run(pipeline_of(mixed, tmp_path), indices=[3])

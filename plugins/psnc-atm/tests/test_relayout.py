@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import zarr
 from data import (
     assert_same_store,
     change_raw_row,
@@ -19,9 +23,12 @@ from data import (
 )
 
 from psnc import Pipeline, SourceError, StageError, run_pipeline
-from psnc_atm import ASELMDBSource, AtomicDataZarrSink
+from psnc_atm import ASELMDBSource, AtomicData, AtomicDataZarrSink
 from psnc_atm.lmdb_header import read_header
 from psnc_atm.zarr_relayout import changed_indices
+
+# What the store was laid out for before stays in front of what it is laid out for now.
+IDENTITY = ("psnc/identity",)
 
 
 def pipeline_with(
@@ -122,7 +129,7 @@ def test_files_that_are_added_behind_the_others_are_all_that_runs(tmp_path: Path
     assert [row.completed_at for row in second.metrics][:2] == times
     (tmp_path / "clean").mkdir()
     convert(data, tmp_path / "clean")
-    assert_same_store(tmp_path / "out.zarr", tmp_path / "clean/out.zarr")
+    assert_same_store(tmp_path / "out.zarr", tmp_path / "clean/out.zarr", apart_from=IDENTITY)
 
 
 def test_a_file_that_comes_in_between_is_refused(tmp_path: Path) -> None:
@@ -274,6 +281,110 @@ def test_whoever_was_at_work_goes_on_in_the_store_that_was_laid_out_anew(
     (tmp_path / "clean").mkdir()
     convert(data, tmp_path / "clean")
     assert_same_content(tmp_path / "out.zarr", tmp_path / "clean/out.zarr")
+
+
+@pytest.mark.parametrize("what", ["repaired", "added"])
+def test_an_index_that_is_half_written_goes_on_in_the_new_layout(tmp_path: Path, what: str) -> None:
+    # So many that most of them are written before the layout changes.
+    data = write_dataset(tmp_path / "in", files=4, rows=400)
+    path = data / "data0001.aselmdb"
+    whole = damaged_copy(path, "truncated")
+    first = pipeline_of(data, tmp_path, 16)
+    assert first.sink is not None
+    first.sink.prepare(first)
+
+    def while_others_change_the_layout() -> Iterator[AtomicData]:
+        for number, structure in enumerate(first.items(2)):
+            if number == 300:
+                if what == "repaired":
+                    path.write_bytes(whole)
+                else:
+                    write_database(data / "e.aselmdb", molecules(9), data={"charge": 1, "gap": 0})
+                second = pipeline_of(data, tmp_path, 16)
+                _ = second[3]
+            yield structure
+
+    first.sink(while_others_change_the_layout(), 2)
+    path.write_bytes(whole)
+    assert convert_with(data, tmp_path, 16).completed_indices >= {0, 1, 2, 3}
+    convert_with(data, tmp_path / "clean", 16)
+    assert_same_content(tmp_path / "out.zarr", tmp_path / "clean/out.zarr")
+
+
+def convert_with(data: Path, output: Path, chunks: int) -> Pipeline[Any]:
+    pipeline = pipeline_of(data, output, chunks)
+    run_pipeline(pipeline, progress=False)
+    return pipeline
+
+
+def test_a_store_that_is_replaced_under_a_half_written_index_does_not_count_it_as_whole(
+    tmp_path: Path,
+) -> None:
+    data = write_dataset(tmp_path / "in", files=2, rows=400)
+    pipeline = pipeline_of(data, tmp_path, 16)
+    sink = pipeline.sink
+    assert sink is not None
+    sink.prepare(pipeline)
+
+    def while_the_store_is_made_anew() -> Iterator[AtomicData]:
+        for number, structure in enumerate(pipeline.items(1)):
+            if number == 300:
+                shutil.rmtree(tmp_path / "out.zarr")
+                AtomicDataZarrSink(
+                    tmp_path / "out.zarr", atoms_per_chunk=16, systems_per_chunk=16
+                ).prepare(pipeline)
+            yield structure
+
+    with pytest.raises(StageError, match="was replaced while it was written to; run index 1 again"):
+        sink(while_the_store_is_made_anew(), 1)
+    assert not contents(tmp_path / "out.zarr")["meta/samples_mask"].any()
+
+
+def test_a_store_of_the_format_before_is_continued_and_laid_out_anew_when_it_grows(
+    tmp_path: Path,
+) -> None:
+    data = write_dataset(tmp_path / "in", files=3, rows=20)
+    first = pipeline_of(data, tmp_path, 16)
+    run_pipeline(first, indices=[0, 2], progress=False)
+    as_in_format_2(tmp_path / "out.zarr")
+    assert convert_with(data, tmp_path, 16).completed_indices == {0, 1, 2}
+    assert '"format": 2' in (tmp_path / "out.zarr/psnc/zarr.json").read_text()
+    write_database(data / "e.aselmdb", molecules(9), data={"charge": 1, "gap": 0.0})
+    assert convert_with(data, tmp_path, 16).completed_indices == {0, 1, 2, 3}
+    convert_with(data, tmp_path / "clean", 16)
+    assert_same_content(tmp_path / "out.zarr", tmp_path / "clean/out.zarr")
+    assert '"format": 3' in (tmp_path / "out.zarr/psnc/zarr.json").read_text()
+
+
+def as_in_format_2(store: Path) -> None:
+    """Have a store say of itself what one of format 2 said."""
+    path = store / "psnc" / "zarr.json"
+    metadata = json.loads(path.read_text())
+    attributes = metadata["attributes"]
+    for key in ("indices", "parts", "follows"):
+        del attributes[key]
+    for field in attributes["fields"]:
+        del field["presence_of"], field["may_be_missing"]
+    attributes["format"] = 2
+    path.write_text(json.dumps(metadata, indent=2))
+    identity = json.loads(contents(store)["psnc/identity"].tobytes())
+    for key in ("shard_rows", "codec", "missing"):
+        del identity[key]
+    shutil.rmtree(store / "psnc/identity")
+    text = np.frombuffer(json.dumps(identity).encode(), dtype=np.uint8)
+    zarr.open_group(store / "psnc", use_consolidated=False).create_array("identity", data=text)
+
+
+def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "in", files=2, rows=20)
+    pipeline = pipeline_of(data, tmp_path, 10_000)
+    _ = pipeline[0]
+    chunk = tmp_path / "out.zarr/core/positions/c.0.0"
+    chunk.write_bytes(b"no chunk")
+    run_pipeline(pipeline, progress=False)
+    failed = pipeline.failed_indices[1]
+    assert failed.startswith(f"StageError: {chunk} cannot be decoded (")
+    assert "\n" not in failed
 
 
 def test_a_file_that_was_only_busy_gets_its_room_later(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import zarr
 
 from psnc_atm.region_lock import chunk_lock
+from psnc_atm.zarr_array import open_array
 from psnc_atm.zarr_region import pieces_of, write_region
 
 
@@ -68,10 +69,11 @@ def test_threads_that_write_neighbouring_regions_lose_nothing(tmp_path: Path, sh
     root = zarr.create_group(tmp_path / "store")
     array = root.create_array("x", shape=(300,), chunks=(4,), shards=shards, dtype="int64")
     values = np.arange(1, 301)
+    local = open_array(tmp_path / "store" / "x")
 
     def write(first: int) -> None:
         for start in range(first * 5, 300, 20):
-            write_region(tmp_path / "store", array, start, values[start : start + 5])
+            write_region(local, start, values[start : start + 5])
 
     threads = [threading.Thread(target=write, args=(first,)) for first in range(4)]
     for thread in threads:

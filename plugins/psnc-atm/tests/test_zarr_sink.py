@@ -381,7 +381,7 @@ def test_a_newer_format_is_refused(dataset: Path, tmp_path: Path) -> None:
     store = tmp_path / "out.zarr"
     convert(dataset, store)
     for path in (store / "zarr.json", store / "psnc" / "zarr.json"):
-        path.write_text(path.read_text().replace('"format": 2', '"format": 99'))
+        path.write_text(path.read_text().replace('"format": 3', '"format": 99'))
     with pytest.raises(StageError, match=r"has format 99, written by psnc-atm .*; update psnc-atm"):
         convert(dataset, store)
 
