@@ -15,6 +15,15 @@ from psnc_atm.voigt import matrix_from_voigt, voigt_from_matrix
 
 __all__ = ["from_ase", "to_ase"]
 
+_OPTIONAL_ARRAYS = {
+    "atomic_masses": "masses",
+    "momenta": "momenta",
+    "tags": "tags",
+    "initial_charges": "initial_charges",
+    "initial_magmoms": "initial_magmoms",
+}
+_KNOWN_ARRAYS = {"numbers", "positions", *_OPTIONAL_ARRAYS.values()}
+
 
 def to_ase(structure: AtomicData) -> Atoms:
     """Return ``structure`` as ``ase.Atoms``; see :meth:`AtomicData.to_ase`."""
@@ -44,21 +53,18 @@ def from_ase(atoms: Atoms) -> AtomicData:
     arrays = atoms.arrays
     known = _current_results(atoms)
     info = dict(atoms.info)
-    fields: dict[str, Any] = {name: info.pop(name, None) for name in ("charge", "spin")}
+    fields: dict[str, Any] = {
+        name: float(info.pop(name)) for name in ("charge", "spin") if _is_number(info.get(name))
+    }
     for name in RESULT_FIELDS:
         value = known.pop(name, None)
         if value is not None:
             fields[name] = _result(name, value)
-    optional = {
-        "atomic_masses": "masses",
-        "momenta": "momenta",
-        "tags": "tags",
-        "initial_charges": "initial_charges",
-        "initial_magmoms": "initial_magmoms",
-    }
-    for name, array in optional.items():
+    for name, array in _OPTIONAL_ARRAYS.items():
         if array in arrays:
             fields[name] = arrays[array].astype(FIELDS[name].dtype)
+    for name in arrays.keys() - _KNOWN_ARRAYS:
+        info[f"arrays.{name}" if name in info else name] = arrays[name].copy()
     return AtomicData(
         atomic_numbers=arrays["numbers"].astype(np.int64),
         positions=arrays["positions"].astype(np.float64),
@@ -92,6 +98,12 @@ def _result(name: str, value: Any) -> Any:
         return float(value)
     array = np.array(value, dtype=FIELDS[name].dtype)
     return matrix_from_voigt(array) if name == "stress" else array
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.shape == () and value.dtype.kind in "iuf"
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def _info(structure: AtomicData) -> dict[str, Any]:

@@ -156,8 +156,9 @@ class AtomicData:
         """Take over an ``ase.Atoms`` and the results that its calculator holds already.
 
         Nothing is calculated. Results of what the atoms were before, at other positions or in
-        another cell, are left out, as ``ase.db`` leaves them out. Entries ``charge`` and ``spin``
-        of ``atoms.info`` become fields.
+        another cell, are left out, as ``ase.db`` leaves them out. Numbers ``charge`` and ``spin``
+        of ``atoms.info`` become fields. Arrays that ASE has no name for, ``REF_forces`` say, become
+        entries of ``info`` under their own name, or ``arrays.REF_forces`` if ``info`` has that.
         """
         from psnc_atm.ase_conversion import from_ase
 

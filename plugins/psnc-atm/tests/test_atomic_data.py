@@ -154,3 +154,35 @@ def test_a_live_calculator_gives_what_it_has_and_calculates_nothing() -> None:
     assert stale.energy is None
     assert stale.forces is None
     assert atoms.get_potential_energy() == AtomicData.from_ase(atoms).energy != energy
+
+
+@pytest.mark.parametrize("number", [2, 2.0, np.int64(2), np.float32(2), np.array(2)])
+def test_charge_and_spin_are_floats_whatever_numbers_they_were(number) -> None:
+    atoms = next(molecules(1))
+    atoms.info.update(charge=number, spin=number)
+    structure = AtomicData.from_ase(atoms)
+    assert (type(structure.charge), structure.charge) == (float, 2.0)
+    assert (type(structure.spin), structure.spin) == (float, 2.0)
+    assert structure.info == {}
+
+
+@pytest.mark.parametrize("other", ["neutral", True, [1, 2]])
+def test_a_charge_that_is_no_number_stays_in_info(other) -> None:
+    atoms = next(molecules(1))
+    atoms.info["charge"] = other
+    structure = AtomicData.from_ase(atoms)
+    assert structure.charge is None
+    assert structure.info == {"charge": other}
+
+
+def test_arrays_that_ase_has_no_name_for_are_kept_in_info() -> None:
+    atoms = next(molecules(1))
+    atoms.new_array("REF_forces", np.ones((len(atoms), 3)))
+    atoms.new_array("label", np.array(["a"] * len(atoms)))
+    atoms.info["label"] = "water"
+    structure = AtomicData.from_ase(atoms)
+    assert structure.info.keys() == {"REF_forces", "label", "arrays.label"}
+    np.testing.assert_array_equal(structure.info["REF_forces"], np.ones((len(atoms), 3)))
+    assert structure.info["label"] == "water"
+    atoms.arrays["REF_forces"][:] = 0
+    assert structure.info["REF_forces"].all()
