@@ -60,11 +60,12 @@ def from_ase(atoms: Atoms) -> AtomicData:
         value = known.pop(name, None)
         if value is not None:
             fields[name] = _result(name, value)
-    for name, array in _OPTIONAL_ARRAYS.items():
-        if array in arrays:
-            fields[name] = arrays[array].astype(FIELDS[name].dtype)
-    for name in arrays.keys() - _KNOWN_ARRAYS:
-        info[f"arrays.{name}" if name in info else name] = arrays[name].copy()
+    for name, array_name in _OPTIONAL_ARRAYS.items():
+        if array_name in arrays:
+            fields[name] = arrays[array_name].astype(FIELDS[name].dtype)
+    for name, array in arrays.items():
+        if name not in _KNOWN_ARRAYS:
+            info[f"arrays.{name}" if name in info else name] = array.copy()
     return AtomicData(
         atomic_numbers=arrays["numbers"].astype(np.int64),
         positions=arrays["positions"].astype(np.float64),

@@ -14,7 +14,7 @@ from psnc_atm.fields import ATOM_FIELDS
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["AtomicData"]
+__all__ = ["AtomicData", "same_values"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -134,7 +134,7 @@ class AtomicData:
         if not isinstance(other, AtomicData):
             return NotImplemented
         return all(
-            _same(getattr(self, field.name), getattr(other, field.name))
+            same_values(getattr(self, field.name), getattr(other, field.name))
             for field in fields(AtomicData)
         )
 
@@ -181,13 +181,14 @@ def _known(value: object) -> bool:
     return value is not None and (not isinstance(value, Mapping | tuple) or len(value) > 0)
 
 
-def _same(one: Any, other: Any) -> bool:
+def same_values(one: Any, other: Any) -> bool:
+    """Compare arrays element by element, and containers by what is in them; NaN equals NaN."""
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         return _same_arrays(one, other)
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(same_values(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(map(same_values, one, other))
     return bool(one == other) or bool(one != one and other != other)
 
 

@@ -12,6 +12,8 @@ from psnc import hookimpl
 def psnc_sources() -> dict[str, str]:
     """Offer the sources by name."""
     return {
+        "ase-db": "psnc_atm.ase_db_source:ASEDatabaseSource",
+        "ase-files": "psnc_atm.ase_source:ASESource",
         "ase-lmdb": "psnc_atm.lmdb_source:ASELMDBSource",
         "unique-structures": "psnc_atm.deduplication:UniqueStructures",
     }
@@ -37,6 +39,8 @@ def psnc_filters() -> dict[str, str]:
 def psnc_sinks() -> dict[str, str]:
     """Offer the sinks by name."""
     return {
+        "aselmdb-files": "psnc_atm.aselmdb_sink:ASELMDBSink",
         "atomic-zarr": "psnc_atm.zarr_sink:AtomicDataZarrSink",
+        "extxyz-files": "psnc_atm.extxyz_sink:ExtxyzSink",
         "structure-hashes": "psnc_atm.deduplication:StructureHashSink",
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,18 @@ from psnc_atm.atomic_data import AtomicData
 from psnc_atm.fields import FIELDS, RESULT_FIELDS
 from psnc_atm.voigt import matrix_from_voigt
 
-__all__ = ["atom_count", "decode_row"]
+__all__ = [
+    "EXTRA_FIELDS",
+    "NOT_RESULTS",
+    "atom_count",
+    "decode_row",
+    "joined_info",
+    "load_json",
+    "plain",
+    "plain_values",
+    "structure_of_row",
+    "take_charge_and_spin",
+]
 
 # The writer puts "numbers" first, so that a row's size can be learnt without inflating it all.
 _HEAD = re.compile(rb'\s*\{\s*"numbers"\s*:\s*\{\s*"__ndarray__"\s*:\s*\[\s*\[\s*(\d+)\s*\]')
@@ -31,8 +43,11 @@ _ARRAYS_BY_ROW_KEY = {
     "initial_charges": "initial_charges",
     "initial_magmoms": "initial_magmoms",
 }
+_LARGE = 2.0**63
+# What ase.db has no name for: ASELMDBSink writes it under its own.
+EXTRA_FIELDS = ("velocities", "edge_index", "unit_shifts", "cutoff")
 # What the database notes about the row rather than about the structure, and what is read apart.
-_NOT_RESULTS = frozenset(
+NOT_RESULTS = frozenset(
     (
         *("numbers", "positions", "cell", "pbc", "constraints", "key_value_pairs", "data"),
         *("unique_id", "id", "ctime", "mtime", "user", "calculator", "calculator_parameters"),
@@ -49,28 +64,42 @@ def decode_row(value: bytes | memoryview) -> AtomicData:
     zlib.error, ValueError, KeyError, TypeError
         If the bytes are no such row.
     """
-    row = _load_json(zlib.decompress(value))
+    text = zlib.decompress(value)
+    row = load_json(text)
+    if _may_be_large_integers(row.get("key_value_pairs")) or _may_be_large_integers(
+        row.get("data")
+    ):
+        row = json.loads(text)
+    return structure_of_row(row)
+
+
+def structure_of_row(row: Mapping[str, Any]) -> AtomicData:
+    """Make a structure of what the JSON of a row says.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        If it is no such row.
+    """
     fields: dict[str, Any] = {}
     results: dict[str, Any] = {}
     for key, entry in row.items():
-        if entry is None or key in _NOT_RESULTS:
+        if entry is None or key in NOT_RESULTS:
             if entry is not None and key in _ARRAYS_BY_ROW_KEY:
                 name = _ARRAYS_BY_ROW_KEY[key]
                 fields[name] = _array(entry, FIELDS[name].dtype)
-        elif key in RESULT_FIELDS:
+        elif key in RESULT_FIELDS or key in EXTRA_FIELDS:
             fields[key] = _result(key, entry)
         else:
-            results[key] = _plain(entry)
-    info = _info(row)
-    for name in ("charge", "spin"):
-        if _is_number(info.get(name)):
-            fields[name] = float(info.pop(name))
+            results[key] = plain(entry)
+    info = joined_info(plain_values(row.get("key_value_pairs")), plain_values(row.get("data")))
+    take_charge_and_spin(info, fields)
     return AtomicData(
         atomic_numbers=_array(row["numbers"], "int64"),
         positions=_array(row["positions"], "float64").reshape(-1, 3),
-        cell=_array(row["cell"], "float64").reshape(3, 3),
+        cell=_cell(row["cell"]),
         pbc=_array(row["pbc"], "bool"),
-        constraints=tuple(_plain(entry) for entry in row.get("constraints") or ()),
+        constraints=tuple(plain(entry) for entry in row.get("constraints") or ()),
         results=results,
         info=info,
         **fields,
@@ -83,10 +112,11 @@ def atom_count(value: bytes | memoryview) -> int:
     match = _HEAD.match(head)
     if match is not None:
         return int(match[1])
-    return len(_array(_load_json(zlib.decompress(value))["numbers"], "int64"))
+    return len(_array(load_json(zlib.decompress(value))["numbers"], "int64"))
 
 
-def _load_json(text: bytes) -> dict[str, Any]:
+def load_json(text: bytes | str) -> dict[str, Any]:
+    """Decode a JSON object, with NaN and Infinity if need be."""
     try:
         row = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -110,23 +140,48 @@ def _result(name: str, entry: Any) -> Any:
     return matrix_from_voigt(array) if name == "stress" else array
 
 
-def _info(row: dict[str, Any]) -> dict[str, Any]:
+def _may_be_large_integers(entry: Any) -> bool:
+    """Tell whether orjson may have rounded an integer of more than 64 bits to a float."""
+    if isinstance(entry, float):
+        return abs(entry) >= _LARGE
+    if isinstance(entry, dict):
+        return "__ndarray__" not in entry and any(map(_may_be_large_integers, entry.values()))
+    return isinstance(entry, list) and any(map(_may_be_large_integers, entry))
+
+
+def _cell(entry: Any) -> NDArray[np.float64]:
+    # JSON databases have ASE's object, which holds the array.
+    held = entry["array"] if isinstance(entry, dict) and "array" in entry else entry
+    return _array(held, "float64").reshape(3, 3)
+
+
+def plain_values(entries: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Turn the values of a decoded JSON object into what ASE's own reader makes of them."""
+    return {name: plain(entry) for name, entry in (entries or {}).items()}
+
+
+def joined_info(pairs: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
     """Join ``key_value_pairs`` and ``data``; of a name in both, the pair gets a longer one."""
-    pairs = {name: _plain(entry) for name, entry in (row.get("key_value_pairs") or {}).items()}
-    data = {name: _plain(entry) for name, entry in (row.get("data") or {}).items()}
     both = pairs.keys() & data.keys()
-    return {f"key_value_pairs.{name}" if name in both else name: pairs[name] for name in pairs} | (
-        data
-    )
+    return {
+        f"key_value_pairs.{name}" if name in both else name: pairs[name] for name in pairs
+    } | dict(data)
 
 
-def _plain(entry: Any) -> Any:
+def take_charge_and_spin(info: dict[str, Any], fields: dict[str, Any]) -> None:
+    """Move a numeric ``charge`` and ``spin`` from ``info`` to the fields."""
+    for name in ("charge", "spin"):
+        if _is_number(info.get(name)):
+            fields[name] = float(info.pop(name))
+
+
+def plain(entry: Any) -> Any:
     """Turn decoded JSON into what ASE's own reader makes of it."""
     if isinstance(entry, dict):
         if any(key.startswith("__") for key in entry):
             return _marked(entry)
-        return {int(key) if key.isdecimal() else key: _plain(item) for key, item in entry.items()}
-    return [_plain(item) for item in entry] if isinstance(entry, list) else entry
+        return {int(key) if key.isdecimal() else key: plain(item) for key, item in entry.items()}
+    return [plain(item) for item in entry] if isinstance(entry, list) else entry
 
 
 def _marked(entry: dict[str, Any]) -> Any:

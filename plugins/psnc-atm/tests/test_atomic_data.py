@@ -87,6 +87,16 @@ def test_complex_and_ase_objects_in_data_are_decoded(tmp_path: Path) -> None:
     np.testing.assert_array_equal(structure.info["start"]["atoms"].positions, atoms.positions)
 
 
+@pytest.mark.parametrize("number", [2**53 + 1, 2**63, -(2**63) - 1, 2**64, 10**30, -(10**30)])
+def test_integers_are_read_to_the_last_digit(number: int, tmp_path: Path) -> None:
+    path = tmp_path / "rows.aselmdb"
+    inside = {"list": [1.5, number], "float": 1e30}
+    write_database(path, molecules(1), key_value_pairs={"big": number}, data={"inside": inside})
+    (structure,) = ASELMDBSource(path)[0]
+    assert structure.info == {"big": number, "inside": inside}
+    assert type(structure.info["big"]) is int
+
+
 def test_not_a_number_is_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.aselmdb"
     atoms = next(molecules(1))
