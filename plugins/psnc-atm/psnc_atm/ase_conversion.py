@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import dict2constraint
 
@@ -44,7 +45,10 @@ def to_ase(structure: AtomicData) -> Atoms:
         atoms.set_velocities(structure.velocities)
     results = {**structure.results, **_results(structure)}
     if results:
-        atoms.calc = SinglePointCalculator(atoms, **results)
+        known = {name: value for name, value in results.items() if name in all_properties}
+        atoms.calc = SinglePointCalculator(atoms, **known)
+        # It refuses what only one code calculates, though readers of that code give it.
+        atoms.calc.results |= {name: results[name] for name in results.keys() - known.keys()}
     return atoms
 
 

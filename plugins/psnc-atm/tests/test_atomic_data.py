@@ -196,3 +196,14 @@ def test_arrays_that_ase_has_no_name_for_are_kept_in_info() -> None:
     assert structure.info["label"] == "water"
     atoms.arrays["REF_forces"][:] = 0
     assert structure.info["REF_forces"].all()
+
+
+def test_results_that_only_one_code_has_survive_the_way_there_and_back() -> None:
+    atoms = next(molecules(1))
+    atoms.calc.results["energy_without_dispersion_correction"] = -1.5
+    structure = AtomicData.from_ase(atoms)
+    assert structure.results == {"energy_without_dispersion_correction": -1.5}
+    again = structure.to_ase()
+    assert again.calc.results["energy_without_dispersion_correction"] == -1.5
+    assert again.get_potential_energy() == structure.energy
+    assert AtomicData.from_ase(again) == structure
