@@ -35,6 +35,7 @@ _ARRAYS = {
 }
 # Years since 2000, which is how ase.db counts: a row that is written twice is the same twice.
 _TIME = 0.0
+_NO_ID = "0" * 32
 _ARRAY_KINDS = "biufc"
 _SMALLEST, _LARGEST = -(2**63), 2**64 - 1
 
@@ -50,7 +51,7 @@ def encode_row(structure: AtomicData, place: str, unwritable: Unwritable) -> byt
     row: dict[str, Any] = {
         "numbers": structure.atomic_numbers,
         "positions": structure.positions,
-        "unique_id": "",
+        "unique_id": _NO_ID,
         "pbc": structure.pbc,
         "cell": structure.cell,
     }
@@ -70,9 +71,10 @@ def encode_row(structure: AtomicData, place: str, unwritable: Unwritable) -> byt
     row["data"] = data
     if structure.constraints:
         row["constraints"] = list(_constraints(structure, unwritable))
-    identity = hashlib.sha256(place.encode() + b"\0" + _json(row)).hexdigest()
-    row["unique_id"] = identity[:32]
-    return encode_value(row)
+    text = _json(row)
+    identity = hashlib.sha256(place.encode() + b"\0" + text).hexdigest()[: len(_NO_ID)]
+    # Only numbers come before it.
+    return zlib.compress(text.replace(f'"{_NO_ID}"'.encode(), f'"{identity}"'.encode(), 1))
 
 
 def encode_value(value: Any) -> bytes:

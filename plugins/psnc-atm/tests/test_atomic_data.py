@@ -10,6 +10,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.calculator import all_properties
 from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 from data import crystals, molecules, write_database
 
@@ -207,3 +208,9 @@ def test_results_that_only_one_code_has_survive_the_way_there_and_back() -> None
     assert again.calc.results["energy_without_dispersion_correction"] == -1.5
     assert again.get_potential_energy() == structure.energy
     assert AtomicData.from_ase(again) == structure
+
+
+def test_results_of_atoms_at_places_that_are_no_numbers_are_kept() -> None:
+    atoms = Atoms("H", positions=[[np.nan, np.inf, -0.0]])
+    atoms.calc = SinglePointCalculator(atoms, energy=-1.5)
+    assert AtomicData.from_ase(atoms).energy == -1.5
