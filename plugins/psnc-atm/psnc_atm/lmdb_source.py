@@ -178,7 +178,10 @@ def _list_files(path: Path) -> tuple[Path, tuple[str, ...]]:
     if not path.exists():
         raise SourceError(f"{path} does not exist; give a directory of {_SUFFIX} files or one")
     try:
-        names = sorted(name for name in os.listdir(path) if name.endswith(_SUFFIX))
+        # What is hidden is a draft that somebody was killed over.
+        names = sorted(
+            name for name in os.listdir(path) if name.endswith(_SUFFIX) and name[0] != "."
+        )
     except OSError as error:
         raise SourceError(f"{path} cannot be listed ({error.strerror})") from error
     if not names:
