@@ -43,14 +43,14 @@ _FIELD_COLUMNS = {
 }
 _FIELDS_WITHOUT_PLACE = ("velocities", "edge_index", "unit_shifts", "cutoff")
 _NUMBERS = ("energy", "free_energy", "magmom")
-_RESERVED = frozenset(
+# Names that ase.io takes for something else in the comment line, and as a column.
+_NOT_INFO = frozenset(("Lattice", "Properties", "pbc", *per_config_properties))
+_NOT_COLUMNS = frozenset(
     (
-        *("Lattice", "Properties", "pbc", "species", "pos", "Z", "symbols", "positions"),
-        *("numbers", "move_mask", "cutoff"),
-        *all_properties,
-        *_FIELD_COLUMNS.values(),
+        *("species", "pos", "Z", "symbols", "positions", "numbers", "move_mask"),
+        *(*all_properties, *per_atom_properties, *_FIELD_COLUMNS.values()),
     )
-) - {"charge"}
+)
 _KEY = re.compile(r"[^\W\d][\w.+-]*")
 _KINDS = {"f": "R", "i": "I", "u": "I", "b": "L"}
 _SMALLEST, _LARGEST = -(2**31), 2**31 - 1
@@ -106,7 +106,7 @@ def _columns(
         if name in per_atom_properties and name not in FIELDS:
             yield from _column(structure, f"result {name!r}", name, values, unwritable)
     for name in columns:
-        if name not in structure.info or name in _RESERVED or not _is_key(name):
+        if name not in structure.info or name in _NOT_COLUMNS or not _is_key(name):
             unwritable.met(f"column {name!r}, which is not in info or has a name with a meaning,")
         else:
             values = structure.info[name]
@@ -196,7 +196,7 @@ def _info(structure: AtomicData, columns: Sequence[str], unwritable: Unwritable)
     for name, value in structure.info.items():
         if name in columns:
             continue
-        is_free = isinstance(name, str) and _is_key(name) and name not in _RESERVED
+        is_free = isinstance(name, str) and _is_key(name) and name not in _NOT_INFO
         if name in ("charge", "spin") and getattr(structure, name) is not None:
             is_free = False
         text = _text_of(name, value) if is_free else None

@@ -100,7 +100,11 @@ def _marked(value: Any) -> Any:
 
 
 def _is_beyond_orjson(value: Any) -> bool:
-    """Tell whether there is NaN or Infinity, which orjson writes as null, or a larger integer."""
+    """Tell whether there is what orjson writes in another way than ASE, or not at all.
+
+    NaN and Infinity, which become null; integers of more than 64 bits; complex numbers, times, and
+    objects of ASE.
+    """
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "fc" and not np.isfinite(value).all()
     if isinstance(value, float):
@@ -108,10 +112,10 @@ def _is_beyond_orjson(value: Any) -> bool:
     if isinstance(value, int):
         return not _SMALLEST <= value <= _LARGEST
     if isinstance(value, Mapping):
-        return any(map(_is_beyond_orjson, value.values()))
+        return any(map(_is_beyond_orjson, value)) or any(map(_is_beyond_orjson, value.values()))
     if isinstance(value, list | tuple):
         return any(map(_is_beyond_orjson, value))
-    return isinstance(value, complex | np.complexfloating | np.floating) or hasattr(value, "todict")
+    return isinstance(value, complex | np.inexact | datetime) or hasattr(value, "todict")
 
 
 def _results(structure: AtomicData) -> Iterator[tuple[str, Any]]:
@@ -161,7 +165,7 @@ def _pairs_and_data(
         is_field = name in ("charge", "spin") and (
             getattr(structure, name) is not None or _is_number(value)
         )
-        if not isinstance(name, str) or is_field or not _comes_back(value):
+        if is_field or not _is_name(name) or not _comes_back(value):
             unwritable.met(f"info {name!r} ({type(value).__name__})")
         elif _is_pair_value(value) and _is_pair_name(name):
             pairs[name] = value.item() if isinstance(value, np.generic) else value
@@ -223,11 +227,16 @@ def _comes_back(value: Any) -> bool:
         return all(map(_is_key, value)) and _all_come_back(value.values())
     if isinstance(value, datetime):
         return value.tzinfo is None and value.microsecond != 0
-    return hasattr(value, "ase_objtype")
+    # Of atoms the calculator would not come back.
+    return hasattr(value, "ase_objtype") and getattr(value, "calc", None) is None
 
 
 def _all_come_back(values: Iterable[Any]) -> bool:
     return all(map(_comes_back, values))
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and _is_unicode(name) and not name.startswith("__")
 
 
 def _is_key(key: Any) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.constraints import FixAtoms, FixBondLengths, FixCartesian, FixedPlane
+from data import molecules
 
 from psnc_atm import AtomicData
 
@@ -149,6 +151,9 @@ RICH: dict[str, AtomicData] = {
     "fixed atoms out of order": constrained(FixAtoms([2, 0])),
     "complex numbers": water(info={"wave": np.array([1 + 2j, -0.5j]), "one": 1 + 2j}),
     "integers as keys": water(info={"shells": {1: [2.5], 2: "d"}}),
+    "large integers as keys": water(info={"shells": {10**30: 1, 2**63: 2}}),
+    "a time": water(info={"when": {"begun": datetime(2024, 1, 2, 3, 4, 5, 678)}}),
+    "atoms inside": water(info={"start": Atoms("OH2", positions=np.eye(3) / 3)}),
     "arrays inside": water(info={"deep": {"grid": FLOATS.reshape(3, 3), "list": [FLOATS]}}),
     "names with spaces": water(info={"my label": 1, "a=b": "c", "水": 2, "key_value_pairs.x": 3}),
     "names of results": water(info={"energy": 1.5, "forces": "none", "natoms": 7}),
@@ -158,15 +163,19 @@ RICH: dict[str, AtomicData] = {
 NO_ROWS: dict[str, AtomicData] = {
     "digits as keys": water(info={"shells": {"1": 2}}),
     "half a character": water(info={"text": "\ud800"}),
+    "a mark as a name": water(info={"__complex__": 1}),
     "marks": water(info={"mark": {"__ndarray__": 1}}),
 }
 
 # What would come back as something else, and so is refused.
 OTHER: dict[str, AtomicData] = {
     "an object": water(info={"thing": object()}),
+    "a time of a full second": water(info={"when": datetime(2024, 1, 2)}),
+    "atoms with results": water(info={"start": next(molecules(1))}),
     "a set": water(info={"set": {1, 2}}),
     "texts in an array": water(info={"names": np.array(["a", "b"])}),
     "a name that is no text": water(info={7: 8}),
+    "half a character in a name": water(info={"\ud800": 1}),
     "two charges": water(charge=1.0, info={"charge": "neutral"}),
     "a result with the name of a field": water(results={"positions": 1.0}),
 }

@@ -284,3 +284,12 @@ def test_the_source_keeps_the_rules(tmp_path: Path) -> None:
     check_source(ASEDatabaseSource(tmp_path))
     check_source(ASEDatabaseSource(str(tmp_path), rows_per_index=2, pattern="*"))
     check_source(ASEDatabaseSource(tmp_path, "number<2"))
+
+
+@pytest.mark.parametrize("name", ["a b", "a?b#c", "a%20b", "a@1", "[a]", "ä", "a*"])
+def test_names_may_be_odd(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / name / f"{name}.db", molecules(2))
+    for given in (path, path.parent):
+        source = ASEDatabaseSource(given)
+        assert [s.info["number"] for s in source[0]] == [0, 1]
+        assert source.index_name(0) == f"{name}.db"

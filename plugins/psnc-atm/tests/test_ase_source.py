@@ -326,3 +326,16 @@ def test_repaired_and_added_files_join_the_store(tmp_path: Path) -> None:
     write(tmp_path / "in" / "c.extxyz", 4)
     assert all(run())
     assert contents(tmp_path / "out.zarr")["meta/samples_mask"].tolist() == [True] * 9
+
+
+@pytest.mark.parametrize("name", ["a b", "a?b#c", "a%20b", "a@1", "[a]", "ä", "a*"])
+@pytest.mark.parametrize("suffix", [".extxyz", ".traj", ".cif"])
+def test_names_may_be_odd(name: str, suffix: str, tmp_path: Path) -> None:
+    (tmp_path / name).mkdir()
+    path = tmp_path / name / f"{name}{suffix}"
+    ase.io.write(tmp_path / f"plain{suffix}", list(crystals(1)))
+    (tmp_path / f"plain{suffix}").rename(path)
+    for given in (path, path.parent):
+        source = ASESource(given)
+        assert len(list(source[0])) == 1
+        assert source.index_name(0) == f"{name}{suffix}"

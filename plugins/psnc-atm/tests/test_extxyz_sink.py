@@ -113,6 +113,19 @@ def test_a_column_that_is_none_is_refused(info, tmp_path: Path) -> None:
     assert read == water()
 
 
+@pytest.mark.parametrize("name", ["forces", "positions", "Z", "move_mask", "a b", "a:b", "charge"])
+def test_a_column_whose_name_means_something_else_is_refused(name: str, tmp_path: Path) -> None:
+    structure = water(info={name: np.zeros((3, 3))})
+    with pytest.raises(StageError, match="cannot be held"):
+        there_and_back([structure], tmp_path, columns=[name])
+
+
+@pytest.mark.parametrize("name", ["cutoff", "forces", "species", "numbers", "uid", "Z", "time"])
+def test_an_entry_may_be_called_like_a_column(name: str, tmp_path: Path) -> None:
+    structure = water(info={name: "x"})
+    assert there_and_back([structure], tmp_path) == [structure]
+
+
 def test_decimals_are_as_many_as_asked_for(tmp_path: Path) -> None:
     structure = AtomicData(
         atomic_numbers=np.array([8]), positions=np.array([[1 / 3, -2 / 3, 1e-9]]), energy=1 / 3
