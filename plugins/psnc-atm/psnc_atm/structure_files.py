@@ -78,7 +78,8 @@ class StructureFiles(Source[AtomicData]):
     def input_identity(self) -> dict[str, Any]:
         """Say what the indices are made from, so that a later run can tell whether it changed."""
         files = [[name, *self._state_of(self._root / name)] for name in self._names]
-        return {f"{self._unit}s_per_index": self._per_index, "files": files}
+        # By this name the Zarr sink knows that one file's content moves the indices of others.
+        return {"rows_per_index": self._per_index, "files": files}
 
     @abstractmethod
     def _count(self, path: Path) -> int:

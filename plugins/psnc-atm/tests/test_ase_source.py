@@ -12,7 +12,7 @@ import pytest
 from ase import Atoms
 from data import contents, crystals, molecules
 
-from psnc import Pipeline, SourceError, run_pipeline
+from psnc import Pipeline, SourceError, StageError, run_pipeline
 from psnc.testing import check_source
 from psnc_atm import ASESource, AtomicData, AtomicDataZarrSink
 
@@ -339,3 +339,23 @@ def test_names_may_be_odd(name: str, suffix: str, tmp_path: Path) -> None:
         source = ASESource(given)
         assert len(list(source[0])) == 1
         assert source.index_name(0) == f"{name}{suffix}"
+
+
+def test_a_store_of_runs_of_frames_is_not_continued_when_files_are_added(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.extxyz", 4)
+
+    def run() -> list[list[str]]:
+        pipeline = Pipeline(
+            source=ASESource(tmp_path / "in", frames_per_index=2),
+            sink=AtomicDataZarrSink(tmp_path / "out.zarr"),
+            resume=True,
+            db_dir=tmp_path,
+        )
+        return run_pipeline(pipeline, progress=False)
+
+    assert all(run())
+    before = contents(tmp_path / "out.zarr")["core/positions"]
+    write(tmp_path / "in" / "b.extxyz", 3)
+    with pytest.raises(StageError, match="laid out for other input: "):
+        run()
+    np.testing.assert_array_equal(contents(tmp_path / "out.zarr")["core/positions"], before)
