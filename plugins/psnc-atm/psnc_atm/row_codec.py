@@ -25,7 +25,6 @@ __all__ = [
     "atom_count",
     "decode_row",
     "joined_info",
-    "load_json",
     "plain",
     "plain_values",
     "structure_of_row",
@@ -65,7 +64,7 @@ def decode_row(value: bytes | memoryview) -> AtomicData:
         If the bytes are no such row.
     """
     text = zlib.decompress(value)
-    row = load_json(text)
+    row = _load_json(text)
     if _may_be_large_integers(row.get("key_value_pairs")) or _may_be_large_integers(
         row.get("data")
     ):
@@ -112,11 +111,10 @@ def atom_count(value: bytes | memoryview) -> int:
     match = _HEAD.match(head)
     if match is not None:
         return int(match[1])
-    return len(_array(load_json(zlib.decompress(value))["numbers"], "int64"))
+    return len(_array(_load_json(zlib.decompress(value))["numbers"], "int64"))
 
 
-def load_json(text: bytes | str) -> dict[str, Any]:
-    """Decode a JSON object, with NaN and Infinity if need be."""
+def _load_json(text: bytes) -> dict[str, Any]:
     try:
         row = orjson.loads(text)
     except orjson.JSONDecodeError:

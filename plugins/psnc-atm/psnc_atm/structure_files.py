@@ -20,7 +20,7 @@ from psnc.sources import FilesSource
 from psnc.stages import Source
 from psnc_atm.atomic_data import AtomicData
 
-__all__ = ["FileRun", "StructureFiles", "bad_entry", "content_digest"]
+__all__ = ["FileRun", "StructureFiles", "bad_entry", "cause_of", "content_digest"]
 
 _WHOLE_BYTES = 2**20
 _PIECES = 64
