@@ -7,6 +7,7 @@ files in the order of their names and the rows in that of their ids. Other array
 from __future__ import annotations
 
 import hashlib
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ __all__ = ["DatasetMetadata", "find_metadata"]
 
 _NAME = "metadata.npz"
 _UNREADABLE = (
-    *(OSError, EOFError, zipfile.BadZipFile, zlib.error),
+    *(OSError, EOFError, zipfile.BadZipFile, zlib.error, struct.error, RuntimeError),
     *(ValueError, KeyError, TypeError, AttributeError),
 )
 
@@ -82,7 +83,7 @@ class DatasetMetadata:
     def _counts(self) -> NDArray[Any]:
         """The numbers of atoms of all rows, in as few bytes as they need."""
         try:
-            with np.load(self.path) as content:
+            with self.path.open("rb") as file, np.load(file) as content:
                 counts: NDArray[Any] = content["natoms"]
         except _UNREADABLE as error:
             cause = f"cannot be read ({(str(error) or repr(error)).splitlines()[0]})"
