@@ -189,6 +189,11 @@ class ASELMDBSource(Source[AtomicData]):
                 return 0
             raise _bad_row(file.path, row, error) from error
 
+    @property
+    def leaves_out_rows(self) -> bool:
+        """Whether an index may have fewer structures than it has rows."""
+        return self._skips
+
     def index_measurements(self, index: int) -> Mapping[str, int] | None:
         """Return what is recorded of an index that ran just now: how many rows were left out.
 

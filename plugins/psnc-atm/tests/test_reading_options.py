@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import zlib
 from collections.abc import Callable
@@ -40,6 +41,8 @@ from psnc_atm import (
     SelectEnergy,
     SelectForces,
     SelectSize,
+    StructureHashSink,
+    UniqueStructures,
 )
 
 
@@ -435,3 +438,23 @@ def test_a_file_that_cannot_be_read_fails_its_index_all_the_same(tmp_path: Path)
     assert pipeline.failed_indices.keys() == {1}
     assert "truncated" in pipeline.failed_indices[1]
     assert pipeline.completed_indices == {0, 2}
+
+
+def test_duplicates_are_found_where_rows_are_left_out(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "in", files=2, rows=6)
+    shutil.copy(data / "data0000.aselmdb", data / "data0002.aselmdb")
+    change_raw_row(data / "data0000.aselmdb", b"2", b"x")
+    source = ASELMDBSource(data, on_bad_row="skip")
+    hashing: Pipeline[Any] = Pipeline(
+        source=source, sink=StructureHashSink(tmp_path / "hashes"), db_dir=tmp_path / "one"
+    )
+    run_pipeline(hashing, progress=False)
+    unique = UniqueStructures(source, tmp_path / "hashes")
+    pipeline: Pipeline[Any] = Pipeline(
+        source=unique, sink=AtomicDataZarrSink(tmp_path / "out.zarr"), db_dir=tmp_path / "two"
+    )
+    run_pipeline(pipeline, progress=False)
+    assert pipeline.failed_indices == {}
+    # Of the copy the one is left whose first is the row that was left out.
+    assert contents(tmp_path / "out.zarr")["meta/samples_mask"].sum() == 5 + 6 + 1
+    assert measurements(tmp_path / "two")[0]["skipped_rows"] == 1
