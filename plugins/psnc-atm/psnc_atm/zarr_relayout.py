@@ -44,7 +44,7 @@ def changed_indices(then: Mapping[str, Any], now: Mapping[str, Any]) -> set[int]
     old, new = _but_counts(then), _but_counts(now)
     others = [key for key in then if key != "input"]
     same_stage = all(then[key] == now[key] for key in others)
-    if same_stage and old == new and then["input"] != now["input"]:
+    if same_stage and old == new:
         return set()
     old_files, new_files = old.pop("files", None), new.pop("files", None)
     same_otherwise = same_stage and old == new

@@ -257,7 +257,8 @@ class AtomicDataZarrSink(Sink[AtomicData]):
             store = store.current()
             changed = changed_indices(store.identity, identity)
             written = set(np.flatnonzero(_marks(store)).tolist())
-            if changed is None or changed & written:
+            same_indices = bool(changed) or len(pipeline.source) == len(store.rows_before) - 1
+            if changed is None or not same_indices or changed & written:
                 raise _other_input(store, identity, written)
             if store.identity["input"].get("natoms") != identity["input"].get("natoms"):
                 # Numbers of atoms decide how much room an index has.

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from attrs import evolve, fields
 from data import (
+    assert_same_store,
     change_raw_row,
     contents,
     crystals,
@@ -458,3 +459,33 @@ def test_duplicates_are_found_where_rows_are_left_out(tmp_path: Path) -> None:
     # Of the copy the one is left whose first is the row that was left out.
     assert contents(tmp_path / "out.zarr")["meta/samples_mask"].sum() == 5 + 6 + 1
     assert measurements(tmp_path / "two")[0]["skipped_rows"] == 1
+
+
+@pytest.mark.parametrize("rows_per_index", [None, 5])
+def test_a_store_is_continued_when_bad_rows_are_to_be_left_out(
+    tmp_path: Path, rows_per_index: int | None
+) -> None:
+    data = write_dataset(tmp_path / "in", files=3, rows=5)
+    change_raw_row(data / "data0000.aselmdb", b"2", b"x")
+    value = raw_row(data / "data0001.aselmdb", b"4")
+    change_raw_row(data / "data0001.aselmdb", b"4", value[:-20])
+
+    def convert(on_bad_row: Any, store: Path) -> Pipeline[Any]:
+        pipeline: Pipeline[Any] = Pipeline(
+            source=ASELMDBSource(data, rows_per_index, on_bad_row=on_bad_row),
+            sink=AtomicDataZarrSink(store),
+            db_dir=tmp_path,
+            resume=True,
+        )
+        run_pipeline(pipeline, progress=False)
+        return pipeline
+
+    assert convert("fail", tmp_path / "out.zarr").failed_indices.keys() == {0, 1}
+    first = convert("skip", tmp_path / "out.zarr")
+    assert first.failed_indices == {}
+    again = convert("skip", tmp_path / "out.zarr")
+    assert [row.completed_at for row in again.metrics] == [
+        row.completed_at for row in first.metrics
+    ]
+    convert("skip", tmp_path / "clean.zarr")
+    assert_same_store(tmp_path / "clean.zarr", tmp_path / "out.zarr")

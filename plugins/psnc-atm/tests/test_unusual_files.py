@@ -226,7 +226,8 @@ logging.basicConfig(stream=sys.stdout, format="%(message)s")
 import zlib
 from psnc_atm import ASELMDBSource
 from psnc_atm.inflate import inflate
-assert (inflate is zlib.decompress) is (sys.argv[1] == "without")
+if sys.argv[1] == "without":
+    assert inflate is zlib.decompress
 for structure in ASELMDBSource({str(path)!r}, on_bad_row="skip")[0]:
     print(structure.positions.tobytes().hex(), structure.forces.tobytes().hex())
 """
