@@ -65,14 +65,14 @@ class DatasetMetadata:
         """Leave the numbers behind: each process reads them when it needs them."""
         return {name: value for name, value in self.__dict__.items() if name != "_counts"}
 
-    def of_file(self, position: int) -> NDArray[np.int64] | None:
-        """Return the number of atoms of each row of a file, ``None`` where that is not known."""
+    def of_rows(self, position: int, rows: slice) -> NDArray[np.int64] | None:
+        """Return the number of atoms of some rows of a file, ``None`` where that is not known."""
         span = self._spans[position]
         if span is None:
             return None
         if len(self._counts) != self._entries:
             raise SourceError(f"{self.path} changed while it was in use; run again")
-        return self._counts[span[0] : span[1]].astype(np.int64)
+        return self._counts[span[0] : span[1]][rows].astype(np.int64)
 
     def digest(self) -> str:
         """Return a digest of all numbers of atoms."""

@@ -277,8 +277,9 @@ class ASELMDBSource(Source[AtomicData]):
     def _told_counts(self, index: int) -> NDArray[np.int64] | None:
         """Return what ``metadata.npz`` says of an index, if it is used and does."""
         position = self._position_of(index)
-        of_file = None if self._metadata is None else self._metadata.of_file(position)
-        return None if of_file is None else of_file[self._slice_of(index, position)]
+        if self._metadata is None:
+            return None
+        return self._metadata.of_rows(position, self._slice_of(index, position))
 
     def _expected_counts(self, index: int, file: LMDBFile, rows: int) -> list[int] | None:
         told = self._told_counts(index)

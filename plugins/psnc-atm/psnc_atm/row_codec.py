@@ -23,7 +23,10 @@ from psnc_atm.voigt import matrix_from_voigt
 __all__ = ["BAD_ROW", "RowDecoder", "atom_count", "atom_counts_of_heads"]
 
 # What decoding raises where the bytes are no row.
-BAD_ROW = (zlib.error, ValueError, KeyError, TypeError, AttributeError, OverflowError)
+BAD_ROW = (
+    *(zlib.error, ValueError, LookupError, TypeError, AttributeError, OverflowError),
+    RecursionError,  # of JSON that is nested without end
+)
 
 # The writer puts "numbers" first, so that a row's size can be learnt without inflating it all.
 _HEAD = re.compile(rb'\s*\{\s*"numbers"\s*:\s*\{\s*"__ndarray__"\s*:\s*\[\s*\[\s*(\d+)\s*\]')
@@ -91,8 +94,8 @@ class RowDecoder:
 
         Raises
         ------
-        zlib.error, ValueError, KeyError, TypeError, AttributeError, OverflowError
-            If the bytes are no such row: one of `BAD_ROW`.
+        Exception
+            One of `BAD_ROW`, if the bytes are no such row.
         """
         row = _load_json(inflate(value))
         if not self._narrow:
@@ -168,7 +171,7 @@ class RowDecoder:
         """Turn decoded JSON into what ASE's own reader makes of it."""
         if isinstance(entry, dict):
             if "__ndarray__" in entry:
-                return self._marked_array(entry)
+                return _marked_array(entry, self._float)
             if any(key.startswith("__") for key in entry):
                 return _marked(entry)
             return {
@@ -176,13 +179,6 @@ class RowDecoder:
                 for key, item in entry.items()
             }
         return [self._plain(item) for item in entry] if isinstance(entry, list) else entry
-
-    def _marked_array(self, entry: dict[str, Any]) -> Any:
-        shape, dtype, flat = entry["__ndarray__"]
-        kind = np.dtype(dtype)
-        if kind.kind not in "biuf":
-            return _marked(entry)
-        return np.array(flat, self._float if kind == _FLOAT64 else kind).reshape(shape)
 
 
 def _load_json(text: bytes) -> dict[str, Any]:
@@ -214,6 +210,15 @@ def _whole_numbers(name: str, entry: Any) -> NDArray[np.int64]:
     raise ValueError(f"{name} has entries that are no whole numbers")
 
 
+def _marked_array(entry: dict[str, Any], float_dtype: np.dtype[Any]) -> NDArray[Any]:
+    shape, name, flat = entry["__ndarray__"]
+    dtype = np.dtype(name)
+    if dtype.kind == "c":  # real and imaginary parts by turns
+        array: NDArray[Any] = np.array(flat, f"f{dtype.itemsize // 2}").view(dtype)
+        return array.reshape(shape)
+    return np.array(flat, float_dtype if dtype == _FLOAT64 else dtype).reshape(shape)
+
+
 def _marked(entry: dict[str, Any]) -> Any:
     from ase.io.jsonio import object_hook
 
@@ -222,6 +227,8 @@ def _marked(entry: dict[str, Any]) -> Any:
 
 def _unmarked(entry: Any) -> Any:
     if isinstance(entry, dict):
+        if "__ndarray__" in entry:
+            return _marked_array(entry, _FLOAT64)
         inner = {key: _unmarked(item) for key, item in entry.items()}
         return _marked(inner) if any(key.startswith("__") for key in inner) else inner
     return [_unmarked(item) for item in entry] if isinstance(entry, list) else entry

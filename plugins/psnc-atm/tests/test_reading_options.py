@@ -262,6 +262,15 @@ BAD_ROWS: dict[str, tuple[Damage, str]] = {
     "no zlib": (lambda value: zlib.decompress(value), "incorrect header"),
     "empty": (lambda value: b"", "incomplete"),
     "text": (lambda value: zlib.compress(b"no JSON"), "Expecting value"),
+    "nested without end": (lambda value: zlib.compress(b"[" * 100_000), "recursion"),
+    "an array's parts": (
+        lambda value: rewritten(value, data={"x": {"__ndarray__": [[2], "float64"]}}),
+        "not enough values",
+    ),
+    "a huge shape": (
+        lambda value: rewritten(value, data={"x": {"__ndarray__": [[10**12], "float64", []]}}),
+        "cannot reshape",
+    ),
     "no cell": (lambda value: rewritten(value, cell=None), "no 'cell'"),
     "positions": (wrong_rows("positions", lambda rows: rows[:-1]), "positions has"),
     "forces": (wrong_rows("forces", lambda rows: [*rows, rows[0]]), "forces has"),

@@ -184,6 +184,31 @@ def test_rows_of_other_writers_are_the_same(tmp_path: Path, writer: str, level: 
     np.testing.assert_array_equal(source.atom_counts(0), counts)
 
 
+def test_arrays_of_every_kind_are_what_ase_makes_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "rows.aselmdb"
+    arrays = {
+        str(dtype): np.arange(6).astype(dtype).reshape(2, 3)
+        for dtype in ("bool", "int8", "int32", "uint64", "float32", "float64", "<U3")
+    }
+    arrays["complex128"] = np.array([[1 + 2j, -3j]])
+    arrays["complex64"] = np.array([1 + 2j, 0.5], dtype=np.complex64)
+    arrays["empty"] = np.zeros((0, 3))
+    arrays["scalar"] = np.array(1.5)
+    data = {**arrays, "nested": {"list": [{"array": np.arange(2.0)}], "complex": 1 + 2j}}
+    write_database(path, molecules(1), data=data)
+    with ase.db.connect(path) as database:
+        expected = database.get(1).data
+    (structure,) = ASELMDBSource(path)[0]
+    for name in arrays:
+        found = structure.info[name]
+        np.testing.assert_array_equal(found, expected[name])
+        assert np.asarray(found).dtype == np.asarray(expected[name]).dtype, name
+        assert np.shape(found) == np.shape(expected[name]), name
+    (one,) = structure.info["nested"]["list"]
+    np.testing.assert_array_equal(one["array"], [0.0, 1.0])
+    assert structure.info["nested"]["complex"] == 1 + 2j
+
+
 def test_a_database_of_rows_alone_needs_no_other_keys(tmp_path: Path) -> None:
     path, bare = tmp_path / "rows.aselmdb", tmp_path / "bare.aselmdb"
     write_database(path, molecules(5))
