@@ -32,6 +32,8 @@ class AtomicData:
     unit (Å·sqrt(u/eV)), momenta in u times that. A field that is not known is ``None``, never
     zero. Arrays are not copied and are not to be changed in place.
 
+    Arrays that are float64 below are float32 if a source was told to read them so.
+
     Attributes
     ----------
     atomic_numbers : (n,) int64

@@ -1,11 +1,17 @@
-"""What this distribution offers to psnc: sources, filters and sinks.
+"""What this distribution offers to psnc: sources, filters and sinks, and what they measure.
 
 The classes are named by strings, so that ``psnc`` can list them without importing zarr or ase.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 from psnc import hookimpl
+
+if TYPE_CHECKING:
+    from psnc import IndexContext
 
 
 @hookimpl
@@ -44,3 +50,13 @@ def psnc_sinks() -> dict[str, str]:
         "extxyz-files": "psnc_atm.extxyz_sink:ExtxyzSink",
         "structure-hashes": "psnc_atm.deduplication:StructureHashSink",
     }
+
+
+@hookimpl
+def psnc_index_measure(context: IndexContext) -> Mapping[str, int] | None:
+    """Record what a source has counted of an index."""
+    source: Any = context.run.pipeline.source
+    if not hasattr(source, "index_measurements"):
+        return None
+    measurements: Mapping[str, int] | None = source.index_measurements(context.index)
+    return measurements

@@ -257,8 +257,12 @@ class AtomicDataZarrSink(Sink[AtomicData]):
             store = store.current()
             changed = changed_indices(store.identity, identity)
             written = set(np.flatnonzero(_marks(store)).tolist())
-            if changed is None or changed & written:
+            same_indices = bool(changed) or len(pipeline.source) == len(store.rows_before) - 1
+            if changed is None or not same_indices or changed & written:
                 raise _other_input(store, identity, written)
+            if store.identity["input"].get("natoms") != identity["input"].get("natoms"):
+                # Numbers of atoms decide how much room an index has.
+                changed |= {*range(len(pipeline.source))} - written
             changed |= _readable_again(pipeline, store.unplanned)
             plan = plan_store(pipeline, self._fields, self._custom) if changed else None
             if plan is None:
@@ -346,7 +350,8 @@ def _difference(then: Mapping[str, Any], now: Mapping[str, Any], written: Contai
         gone = [f"{name} is gone" for name in old_files if name not in new_files]
         added = [f"{name} is new" for name in new_files if name not in old_files]
         return (gone + added)[0]
-    rest = sorted(key for key in {*old, *new} if key != "files" and old.get(key) != new.get(key))
+    others = {*old, *new} - {"files", "natoms"}
+    rest = sorted(key for key in others if old.get(key) != new.get(key))
     if rest:
         return ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in rest)
     changed = [name for name, state in old_files.items() if new_files[name] != state]
