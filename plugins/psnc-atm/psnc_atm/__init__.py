@@ -1,4 +1,4 @@
-"""Atomic data for psnc: ASE LMDB files in, one consolidated Zarr store out.
+"""Atomic data for psnc: files and databases of ASE in, one consolidated Zarr store out.
 
 The names below are imported when they are first used, so that listing a plugin's stages, or
 reading rows without ever writing a store, does not pay for ase, lmdb and zarr.
@@ -10,9 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from psnc_atm.ase_db_source import ASEDatabaseSource
+    from psnc_atm.ase_source import ASESource
+    from psnc_atm.aselmdb_sink import ASELMDBSink
     from psnc_atm.atomic_data import AtomicData
     from psnc_atm.atomic_dataset import AtomicDataset, open_dataset
     from psnc_atm.deduplication import DropDuplicates, StructureHashSink, UniqueStructures
+    from psnc_atm.extxyz_sink import ExtxyzSink
     from psnc_atm.info_filter import AtomicInfoFilter
     from psnc_atm.lmdb_source import ASELMDBSource
     from psnc_atm.neighbour_list import NeighbourList
@@ -23,7 +27,10 @@ if TYPE_CHECKING:
     from psnc_atm.zarr_sink import AtomicDataZarrSink
 
 __all__ = [
+    "ASEDatabaseSource",
+    "ASELMDBSink",
     "ASELMDBSource",
+    "ASESource",
     "AtomicData",
     "AtomicDataZarrSink",
     "AtomicDataset",
@@ -31,6 +38,7 @@ __all__ = [
     "AtomicStatsFilter",
     "ConvertUnits",
     "DropDuplicates",
+    "ExtxyzSink",
     "NeighbourList",
     "SelectElements",
     "SelectEnergy",
@@ -44,7 +52,10 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ASEDatabaseSource": "psnc_atm.ase_db_source",
+    "ASELMDBSink": "psnc_atm.aselmdb_sink",
     "ASELMDBSource": "psnc_atm.lmdb_source",
+    "ASESource": "psnc_atm.ase_source",
     "AtomicData": "psnc_atm.atomic_data",
     "AtomicDataZarrSink": "psnc_atm.zarr_sink",
     "AtomicDataset": "psnc_atm.atomic_dataset",
@@ -52,6 +63,7 @@ _HOMES = {
     "AtomicStatsFilter": "psnc_atm.stats_filter",
     "ConvertUnits": "psnc_atm.unit_conversion",
     "DropDuplicates": "psnc_atm.deduplication",
+    "ExtxyzSink": "psnc_atm.extxyz_sink",
     "NeighbourList": "psnc_atm.neighbour_list",
     "SelectElements": "psnc_atm.selection",
     "SelectEnergy": "psnc_atm.selection",

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import dict2constraint
 
@@ -14,6 +15,16 @@ from psnc_atm.fields import FIELDS, RESULT_FIELDS
 from psnc_atm.voigt import matrix_from_voigt, voigt_from_matrix
 
 __all__ = ["from_ase", "to_ase"]
+
+_OPTIONAL_ARRAYS = {
+    "atomic_masses": "masses",
+    "momenta": "momenta",
+    "tags": "tags",
+    "initial_charges": "initial_charges",
+    "initial_magmoms": "initial_magmoms",
+}
+_ARRAYS_OF_STATE = ("numbers", "positions", "initial_charges", "initial_magmoms")
+_KNOWN_ARRAYS = {"numbers", "positions", *_OPTIONAL_ARRAYS.values()}
 
 
 def to_ase(structure: AtomicData) -> Atoms:
@@ -35,7 +46,10 @@ def to_ase(structure: AtomicData) -> Atoms:
         atoms.set_velocities(structure.velocities)
     results = {**structure.results, **_results(structure)}
     if results:
-        atoms.calc = SinglePointCalculator(atoms, **results)
+        known = {name: value for name, value in results.items() if name in all_properties}
+        atoms.calc = SinglePointCalculator(atoms, **known)
+        # It refuses what only one code calculates, though readers of that code give it.
+        atoms.calc.results |= {name: results[name] for name in results.keys() - known.keys()}
     return atoms
 
 
@@ -44,21 +58,19 @@ def from_ase(atoms: Atoms) -> AtomicData:
     arrays = atoms.arrays
     known = _current_results(atoms)
     info = dict(atoms.info)
-    fields: dict[str, Any] = {name: info.pop(name, None) for name in ("charge", "spin")}
+    fields: dict[str, Any] = {
+        name: float(info.pop(name)) for name in ("charge", "spin") if _is_number(info.get(name))
+    }
     for name in RESULT_FIELDS:
         value = known.pop(name, None)
         if value is not None:
             fields[name] = _result(name, value)
-    optional = {
-        "atomic_masses": "masses",
-        "momenta": "momenta",
-        "tags": "tags",
-        "initial_charges": "initial_charges",
-        "initial_magmoms": "initial_magmoms",
-    }
-    for name, array in optional.items():
-        if array in arrays:
-            fields[name] = arrays[array].astype(FIELDS[name].dtype)
+    for name, array_name in _OPTIONAL_ARRAYS.items():
+        if array_name in arrays:
+            fields[name] = arrays[array_name].astype(FIELDS[name].dtype)
+    for name, array in arrays.items():
+        if name not in _KNOWN_ARRAYS:
+            info[f"arrays.{name}" if name in info else name] = array.copy()
     return AtomicData(
         atomic_numbers=arrays["numbers"].astype(np.int64),
         positions=arrays["positions"].astype(np.float64),
@@ -74,10 +86,29 @@ def from_ase(atoms: Atoms) -> AtomicData:
 def _current_results(atoms: Atoms) -> dict[str, Any]:
     """Return what the calculator knows of the atoms as they are, and not as they were before."""
     calculator = atoms.calc
+    if not hasattr(calculator, "check_state"):
+        return {}
     # As ase.db does. get_property() would have a live calculator forget what it knows.
-    if not hasattr(calculator, "check_state") or calculator.check_state(atoms):
+    if not _are_the_same(getattr(calculator, "atoms", None), atoms) and (
+        calculator.check_state(atoms)
+    ):
         return {}
     return dict(getattr(calculator, "results", None) or {})
+
+
+def _are_the_same(before: Atoms | None, atoms: Atoms) -> bool:
+    """Tell of most atoms that did not change what ASE takes ten times as long to tell."""
+    return (
+        before is not None
+        and before.cell.array.tobytes() == atoms.cell.array.tobytes()
+        and before.pbc.tobytes() == atoms.pbc.tobytes()
+        and all(_bytes(before, name) == _bytes(atoms, name) for name in _ARRAYS_OF_STATE)
+    )
+
+
+def _bytes(atoms: Atoms, name: str) -> bytes | None:
+    array = atoms.arrays.get(name)
+    return None if array is None else array.tobytes()
 
 
 def _results(structure: AtomicData) -> dict[str, Any]:
@@ -92,6 +123,12 @@ def _result(name: str, value: Any) -> Any:
         return float(value)
     array = np.array(value, dtype=FIELDS[name].dtype)
     return matrix_from_voigt(array) if name == "stress" else array
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.shape == () and value.dtype.kind in "iuf"
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def _info(structure: AtomicData) -> dict[str, Any]:

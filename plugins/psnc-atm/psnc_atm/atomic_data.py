@@ -14,7 +14,7 @@ from psnc_atm.fields import ATOM_FIELDS
 if TYPE_CHECKING:
     from ase import Atoms
 
-__all__ = ["AtomicData"]
+__all__ = ["AtomicData", "same_values"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -31,6 +31,8 @@ class AtomicData:
     Units are ASE's: Å, eV, elementary charges, atomic mass units; velocities in Å per ASE time
     unit (Å·sqrt(u/eV)), momenta in u times that. A field that is not known is ``None``, never
     zero. Arrays are not copied and are not to be changed in place.
+
+    Arrays that are float64 below are float32 if a source was told to read them so.
 
     Attributes
     ----------
@@ -135,7 +137,7 @@ class AtomicData:
         if not isinstance(other, AtomicData):
             return NotImplemented
         return all(
-            _same(getattr(self, field.name), getattr(other, field.name))
+            same_values(getattr(self, field.name), getattr(other, field.name))
             for field in fields(AtomicData)
         )
 
@@ -157,8 +159,9 @@ class AtomicData:
         """Take over an ``ase.Atoms`` and the results that its calculator holds already.
 
         Nothing is calculated. Results of what the atoms were before, at other positions or in
-        another cell, are left out, as ``ase.db`` leaves them out. Entries ``charge`` and ``spin``
-        of ``atoms.info`` become fields.
+        another cell, are left out, as ``ase.db`` leaves them out. Numbers ``charge`` and ``spin``
+        of ``atoms.info`` become fields. Arrays that ASE has no name for, ``REF_forces`` say, become
+        entries of ``info`` under their own name, or ``arrays.REF_forces`` if ``info`` has that.
         """
         from psnc_atm.ase_conversion import from_ase
 
@@ -181,13 +184,14 @@ def _known(value: object) -> bool:
     return value is not None and (not isinstance(value, Mapping | tuple) or len(value) > 0)
 
 
-def _same(one: Any, other: Any) -> bool:
+def same_values(one: Any, other: Any) -> bool:
+    """Compare arrays element by element, and containers by what is in them; NaN equals NaN."""
     if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
         return _same_arrays(one, other)
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(same_values(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(map(same_values, one, other))
     return bool(one == other) or bool(one != one and other != other)
 
 

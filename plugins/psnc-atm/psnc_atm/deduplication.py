@@ -13,7 +13,7 @@ import io
 import json
 import logging
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
@@ -189,12 +189,25 @@ class UniqueStructures(Source[AtomicData]):
             logger.info("UniqueStructures dropped %d of %d", np.sum(~kept), len(kept))
 
     def atom_counts(self, index: int) -> NDArray[np.int64]:
-        """Return the number of atoms of each structure of one index that is kept."""
+        """Return the number of atoms of each structure of one index that is kept.
+
+        Where the other source has left out rows, it is that of all rows: which of them have
+        become a structure is not known before they are decoded.
+        """
         counts = atom_counts(self._source, index)
         _, kept = self._table.of_index(index)
+        if len(counts) > len(kept) and getattr(self._source, "leaves_out_rows", False):
+            return counts
         if len(counts) != len(kept):
             raise self._other_input(index, "the number of structures")
         return counts[kept]
+
+    @property
+    def index_measurements(self) -> Callable[[int], Mapping[str, int] | None]:
+        """Return what the other source has to record, if it has."""
+        inner: Callable[[int], Mapping[str, int] | None]
+        inner = self._source.index_measurements  # type: ignore[attr-defined]
+        return inner
 
     def identity(self) -> Any:
         """Return that of the other source; `index_name` says what is kept."""

@@ -9,13 +9,14 @@ inherited before it opens anything itself.
 from __future__ import annotations
 
 import os
+import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import lmdb
@@ -23,13 +24,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from psnc.errors import SourceError
-from psnc_atm.lmdb_header import LMDBHeader, check_complete, read_header
+from psnc_atm.lmdb_header import LMDBHeader, check_complete, has_key, read_header
 
-__all__ = ["LMDBFile", "header_of", "open_file"]
+__all__ = ["LMDBFile", "header_of", "open_file", "row_count"]
 
 _NO_ROWS = (b"nextid", b"deleted_ids", b"metadata")
+_ID_DIGITS = 18  # more do not fit into int64
+_ZERO = ord("0")
 _WAIT_FOR_CLOSE_SECONDS = 1.0
 _Identity = tuple[int, int]
+
+Result = TypeVar("Result")
 
 
 class LMDBFile:
@@ -39,38 +44,65 @@ class LMDBFile:
         self.path = path
         self.header = header
         # readahead: whole files are read in order, and that is what the kernel is good at.
-        self._environment = lmdb.open(
+        self._environment: Any = lmdb.open(
             str(path), subdir=False, readonly=True, lock=False, readahead=True, max_spare_txns=4
         )
 
-    def row_count(self) -> int:
-        """Return the number of rows, without looking at any of them."""
-        with self._transaction() as transaction:
-            others = sum(transaction.get(key) is not None for key in _NO_ROWS)
-            return int(transaction.stat()["entries"]) - others
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """The ids of all rows in numeric order; there may be gaps.
+
+        Keys that ``ase.db`` would not write for a row, such as ``007``, are none.
+        """
+        return self._keys[0]
+
+    @property
+    def other_keys(self) -> int:
+        """The number of keys that ``ase.db`` would not write at all."""
+        return self._keys[1]
 
     @cached_property
-    def ids(self) -> NDArray[np.int64]:
-        """The ids of all rows in numeric order; there may be gaps."""
+    def _keys(self) -> tuple[NDArray[np.int64], int]:
         with self._transaction() as transaction, transaction.cursor() as cursor:
-            keys = [key for key in cursor.iternext(keys=True, values=False) if key.isdigit()]
-        ids = np.array(keys, dtype=np.bytes_).astype(np.int64)
+            keys = list(cursor.iternext(keys=True, values=False))
+            known = sum(transaction.get(key) is not None for key in _NO_ROWS)
+        of_rows = [
+            key
+            for key in keys
+            if key.isdigit() and (key[0] != _ZERO or key == b"0") and len(key) <= _ID_DIGITS
+        ]
+        ids = np.array(of_rows, dtype=np.bytes_).astype(np.int64)
         ids.sort()
-        return ids
+        return ids, len(keys) - len(ids) - known
 
     def values(self, ids: Sequence[int]) -> list[bytes]:
         """Return the raw rows of ``ids``, copied out of the map."""
         with self._transaction() as transaction:
             found = [transaction.get(b"%d" % row) for row in ids]
+        self._require_all(ids, found)
+        return found
+
+    def map_values(
+        self, ids: Sequence[int], function: Callable[[Sequence[memoryview]], Result]
+    ) -> Result:
+        """Return what a function makes of the raw rows of ``ids``, which are not copied.
+
+        What it does not look at is not read. It must not keep them.
+        """
+        with self._transaction(buffers=True) as transaction:
+            found = [transaction.get(b"%d" % row) for row in ids]
+            self._require_all(ids, found)
+            return function(found)
+
+    def _require_all(self, ids: Sequence[int], found: Sequence[Any]) -> None:
         for row, value in zip(ids, found, strict=True):
             if value is None:
                 raise SourceError(f"{self.path}, row {row}: the row has gone; run the index again")
-        return found
 
     @contextmanager
-    def _transaction(self) -> Iterator[Any]:
+    def _transaction(self, *, buffers: bool = False) -> Iterator[Any]:
         try:
-            with self._environment.begin() as transaction:
+            with self._environment.begin(buffers=buffers) as transaction:
                 yield transaction
         except lmdb.Error as error:
             raise SourceError(f"{self.path}: {error}; replace it with a good copy") from error
@@ -110,6 +142,23 @@ def open_file(path: Path) -> LMDBFile:
         If it is missing, no LMDB file, or truncated.
     """
     return _registry.get(path)
+
+
+def row_count(path: Path) -> int:
+    """Return the number of rows of ``path``, without opening it as a database.
+
+    Other keys than those that ``ase.db`` writes count as rows.
+
+    Raises
+    ------
+    psnc.SourceError
+        If it is missing, no LMDB file, or too damaged to tell.
+    """
+    header = header_of(path)
+    try:
+        return header.entries - sum(has_key(path, header, key) for key in _NO_ROWS)
+    except (OSError, ValueError, struct.error) as error:
+        raise SourceError(f"{path}: {_cause(error)}; replace it with a good copy") from error
 
 
 def header_of(path: Path) -> LMDBHeader:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-__all__ = ["LMDBHeader", "check_complete", "fingerprint", "read_header"]
+__all__ = ["LMDBHeader", "check_complete", "fingerprint", "has_key", "read_header"]
 
 _MAGIC = 0xBEEFC0DE
 _PAGE_HEADER = 16
@@ -126,6 +126,34 @@ def fingerprint(path: Path, header: LMDBHeader) -> str:
     return digest.hexdigest()[:16]
 
 
+def has_key(path: Path, header: LMDBHeader, key: bytes) -> bool:
+    """Tell whether a file has a key; a few pages are read, however large it is.
+
+    Raises
+    ------
+    ValueError
+        If the pages that lead there are damaged, or beyond the end of the file.
+    OSError
+        If the file cannot be read.
+    """
+    page = header.root
+    with path.open("rb", buffering=0) as file:
+        for _ in range(_DEEPEST):
+            if page == _NO_PAGE:
+                return False
+            content = os.pread(file.fileno(), header.page_size, page * header.page_size)
+            if len(content) < header.page_size:
+                raise ValueError(f"the file is truncated; it ends within its page {page}")
+            flags, lower = _flags_and_lower(content, page, header)
+            nodes = list(_nodes(content, lower))
+            if not flags & _BRANCH:
+                return any(node.key(content) == key for node in nodes)
+            # The first key of a branch is not written: it stands for all before the second.
+            before = [node for node in nodes[1:] if node.key(content) <= key]
+            page = (before or nodes[:1])[-1].child
+    raise ValueError("the file is damaged; its pages lead in a circle")
+
+
 def _way_to_rows(fd: int, header: LMDBHeader, end: int) -> Iterator[bytes]:
     """Yield the pages from the root to the first (0) or last (-1) leaf, and a row beyond it."""
     page = header.root
@@ -198,6 +226,9 @@ class _Node:
     @property
     def child(self) -> int:
         return self.size | self.flags << 32
+
+    def key(self, content: bytes) -> bytes:
+        return content[self.offset + 8 : self.offset + 8 + self.key_size]
 
     def data_page(self, content: bytes) -> int:
         """Return where the value begins, if it has pages of its own."""

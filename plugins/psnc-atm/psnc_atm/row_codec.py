@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,74 +17,243 @@ from numpy.typing import NDArray
 
 from psnc_atm.atomic_data import AtomicData
 from psnc_atm.fields import FIELDS, RESULT_FIELDS
+from psnc_atm.inflate import inflate
 from psnc_atm.voigt import matrix_from_voigt
 
-__all__ = ["atom_count", "decode_row"]
+__all__ = [
+    "BAD_ROW",
+    "EXTRA_FIELDS",
+    "NOT_RESULTS",
+    "RowDecoder",
+    "atom_count",
+    "atom_counts_of_heads",
+    "joined_info",
+    "plain",
+    "plain_values",
+    "structure_of_row",
+    "take_charge_and_spin",
+]
+
+# What decoding raises where the bytes are no row.
+BAD_ROW = (
+    *(zlib.error, ValueError, LookupError, TypeError, AttributeError, OverflowError),
+    RecursionError,  # of JSON that is nested without end
+)
 
 # The writer puts "numbers" first, so that a row's size can be learnt without inflating it all.
 _HEAD = re.compile(rb'\s*\{\s*"numbers"\s*:\s*\{\s*"__ndarray__"\s*:\s*\[\s*\[\s*(\d+)\s*\]')
-_HEAD_BYTES = 64
+# Code tables are the first 60 to 100 bytes of a compressed row.
+_COMPRESSED_HEAD, _INFLATED_HEAD = 192, 48
 
-_ARRAYS_BY_ROW_KEY = {
-    "masses": "atomic_masses",
-    "momenta": "momenta",
-    "tags": "tags",
-    "initial_charges": "initial_charges",
-    "initial_magmoms": "initial_magmoms",
+# What ase.db has no name for: ASELMDBSink writes it under its own.
+EXTRA_FIELDS = ("velocities", "edge_index", "unit_shifts", "cutoff")
+_FIELD_OF_KEY = {"masses": "atomic_masses"} | {
+    name: name
+    for name in (
+        *("momenta", "tags", "initial_charges", "initial_magmoms"),
+        *(*RESULT_FIELDS, *EXTRA_FIELDS),
+    )
 }
+_LARGE = 2.0**63
 # What the database notes about the row rather than about the structure, and what is read apart.
-_NOT_RESULTS = frozenset(
+_READ_APART = frozenset(
     (
         *("numbers", "positions", "cell", "pbc", "constraints", "key_value_pairs", "data"),
         *("unique_id", "id", "ctime", "mtime", "user", "calculator", "calculator_parameters"),
-        *_ARRAYS_BY_ROW_KEY,
     )
 )
-
-
-def decode_row(value: bytes | memoryview) -> AtomicData:
-    """Decode one row.
-
-    Raises
-    ------
-    zlib.error, ValueError, KeyError, TypeError
-        If the bytes are no such row.
-    """
-    row = _load_json(zlib.decompress(value))
-    fields: dict[str, Any] = {}
-    results: dict[str, Any] = {}
-    for key, entry in row.items():
-        if entry is None or key in _NOT_RESULTS:
-            if entry is not None and key in _ARRAYS_BY_ROW_KEY:
-                name = _ARRAYS_BY_ROW_KEY[key]
-                fields[name] = _array(entry, FIELDS[name].dtype)
-        elif key in RESULT_FIELDS:
-            fields[key] = _result(key, entry)
-        else:
-            results[key] = _plain(entry)
-    info = _info(row)
-    for name in ("charge", "spin"):
-        if _is_number(info.get(name)):
-            fields[name] = float(info.pop(name))
-    return AtomicData(
-        atomic_numbers=_array(row["numbers"], "int64"),
-        positions=_array(row["positions"], "float64").reshape(-1, 3),
-        cell=_array(row["cell"], "float64").reshape(3, 3),
-        pbc=_array(row["pbc"], "bool"),
-        constraints=tuple(_plain(entry) for entry in row.get("constraints") or ()),
-        results=results,
-        info=info,
-        **fields,
-    )
+# Under these names no result can be written.
+NOT_RESULTS = _READ_APART | _FIELD_OF_KEY.keys()
+_VECTORS = frozenset(("forces", "momenta"))
+_FROM_INFO = ("charge", "spin")
+_FLOAT64 = np.dtype("float64")
 
 
 def atom_count(value: bytes | memoryview) -> int:
-    """Return the number of atoms of a row, inflating no more of it than that takes."""
-    head = zlib.decompressobj().decompress(value, _HEAD_BYTES)
-    match = _HEAD.match(head)
-    if match is not None:
-        return int(match[1])
-    return len(_array(_load_json(zlib.decompress(value))["numbers"], "int64"))
+    """Return the number of atoms of a row whose beginning does not tell it."""
+    return len(_whole_numbers("numbers", _load_json(inflate(value))["numbers"]))
+
+
+def atom_counts_of_heads(values: Iterable[bytes | memoryview]) -> list[int | None]:
+    """Return the number of atoms of each row, or ``None`` where its beginning does not tell it.
+
+    Most of the time goes into the code tables of the compressed rows, which any way to the first
+    byte of a row has to read.
+    """
+    inflater, match = zlib.decompressobj, _HEAD.match
+    counts: list[int | None] = []
+    for value in values:
+        try:
+            found = match(inflater().decompress(value[:_COMPRESSED_HEAD], _INFLATED_HEAD))
+        except zlib.error:
+            found = None
+        counts.append(None if found is None else int(found[1]))
+    return counts
+
+
+class RowDecoder:
+    """Decodes rows.
+
+    Parameters
+    ----------
+    dtype : {"float64", "float32"}
+        Of all arrays of floats.
+    constraints, data : bool
+        Whether the row's constraints and the entries of its ``data`` are kept. ``charge`` and
+        ``spin`` are found in ``data`` in any case.
+    """
+
+    def __init__(
+        self, dtype: str = "float64", *, constraints: bool = True, data: bool = True
+    ) -> None:
+        self._constraints, self._data = constraints, data
+        self._float = np.dtype(dtype)
+        self._narrow = self._float != _FLOAT64
+
+    def __call__(self, value: bytes | memoryview) -> AtomicData:
+        """Decode one row.
+
+        Raises
+        ------
+        Exception
+            One of `BAD_ROW`, if the bytes are no such row.
+        """
+        text = inflate(value)
+        row = _load_json(text)
+        if _may_be_large_integers([row.get("key_value_pairs"), row.get("data")]):
+            row = json.loads(text)
+        if not self._narrow:
+            return self._structure(row)
+        try:
+            with np.errstate(over="raise"):
+                return self._structure(row)
+        except FloatingPointError as error:
+            raise ValueError(f"a number has no room in {self._float}") from error
+
+    def _structure(self, row: dict[str, Any]) -> AtomicData:
+        fields: dict[str, Any] = {}
+        results: dict[str, Any] = {}
+        for key, entry in row.items():
+            if entry is None or key in _READ_APART:
+                continue
+            name = _FIELD_OF_KEY.get(key)
+            if name is None:
+                results[key] = self._plain(entry)
+            else:
+                fields[name] = self._field(name, entry)
+        info = self._info(row)
+        take_charge_and_spin(info, fields)
+        constraints: tuple[Any, ...] = ()
+        if self._constraints and row.get("constraints"):
+            constraints = tuple(self._plain(entry) for entry in row["constraints"])
+        return AtomicData(
+            atomic_numbers=_whole_numbers("numbers", row["numbers"]),
+            positions=self._floats(row["positions"]).reshape(-1, 3),
+            cell=self._floats(_cell(row["cell"])).reshape(3, 3),
+            pbc=_array(row["pbc"], np.bool_).reshape(3),
+            constraints=constraints,
+            results=results,
+            info=info,
+            **fields,
+        )
+
+    def _field(self, name: str, entry: Any) -> Any:
+        kind = FIELDS[name]
+        if kind.scalar:
+            return float(entry) if _is_number(entry) else float(_array(entry, _FLOAT64).item())
+        if kind.dtype == "int64":
+            return _whole_numbers(name, entry)
+        array = self._floats(entry)
+        if name == "stress":
+            return matrix_from_voigt(array)
+        if name == "dipole":
+            return array.reshape(3)
+        if name in _VECTORS and array.shape[1:] != (3,):
+            if array.size:
+                raise ValueError(f"{name} has shape {array.shape}, not three numbers for each atom")
+            return array.reshape(0, 3)
+        return array
+
+    def _floats(self, entry: Any) -> NDArray[Any]:
+        return _array(entry, self._float)
+
+    def _info(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Join ``key_value_pairs`` and ``data``; of a name in both, the pair gets a longer one."""
+        pairs, data = row.get("key_value_pairs") or {}, row.get("data") or {}
+        info = {
+            f"key_value_pairs.{name}" if name in data else name: self._plain(entry)
+            for name, entry in pairs.items()
+        }
+        kept = data if self._data else [name for name in _FROM_INFO if _is_number(data.get(name))]
+        for name in kept:
+            info[name] = self._plain(data[name])
+        return info
+
+    def _plain(self, entry: Any) -> Any:
+        """Turn decoded JSON into what ASE's own reader makes of it."""
+        if isinstance(entry, dict):
+            if "__ndarray__" in entry:
+                return _marked_array(entry, self._float)
+            if any(key.startswith("__") for key in entry):
+                return _marked(entry)
+            return {
+                int(key) if key.isdecimal() else key: self._plain(item)
+                for key, item in entry.items()
+            }
+        return [self._plain(item) for item in entry] if isinstance(entry, list) else entry
+
+
+def structure_of_row(row: dict[str, Any]) -> AtomicData:
+    """Make a structure of what the JSON of a row says.
+
+    Raises
+    ------
+    Exception
+        One of `BAD_ROW`, if it is no such row.
+    """
+    return _DECODER._structure(row)
+
+
+def plain(entry: Any) -> Any:
+    """Turn decoded JSON into what ASE's own reader makes of it."""
+    return _DECODER._plain(entry)
+
+
+def plain_values(entries: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Turn the values of a decoded JSON object into what ASE's own reader makes of them."""
+    return {name: plain(entry) for name, entry in (entries or {}).items()}
+
+
+def joined_info(pairs: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]:
+    """Join ``key_value_pairs`` and ``data``; of a name in both, the pair gets a longer one."""
+    both = pairs.keys() & data.keys()
+    return {
+        f"key_value_pairs.{name}" if name in both else name: pairs[name] for name in pairs
+    } | dict(data)
+
+
+def take_charge_and_spin(info: dict[str, Any], fields: dict[str, Any]) -> None:
+    """Move a numeric ``charge`` and ``spin`` from ``info`` to the fields."""
+    for name in _FROM_INFO:
+        if _is_number(info.get(name)):
+            fields[name] = float(info.pop(name))
+
+
+_DECODER = RowDecoder()
+
+
+def _cell(entry: Any) -> Any:
+    # JSON databases have ASE's object, which holds the array.
+    return entry["array"] if isinstance(entry, dict) and "array" in entry else entry
+
+
+def _may_be_large_integers(entry: Any) -> bool:
+    """Tell whether orjson may have rounded an integer of more than 64 bits to a float."""
+    if isinstance(entry, float):
+        return abs(entry) >= _LARGE
+    if isinstance(entry, dict):
+        return "__ndarray__" not in entry and any(map(_may_be_large_integers, entry.values()))
+    return isinstance(entry, list) and any(map(_may_be_large_integers, entry))
 
 
 def _load_json(text: bytes) -> dict[str, Any]:
@@ -96,37 +266,32 @@ def _load_json(text: bytes) -> dict[str, Any]:
     return row
 
 
-def _array(entry: Any, dtype: str) -> NDArray[Any]:
+def _array(entry: Any, dtype: Any = None) -> NDArray[Any]:
     if isinstance(entry, dict):
         shape, _, flat = entry["__ndarray__"]
-        return np.array(flat, dtype=dtype).reshape(shape)
-    return np.array(entry, dtype=dtype)
+        return np.array(flat, dtype).reshape(shape)
+    return np.array(entry, dtype)
 
 
-def _result(name: str, entry: Any) -> Any:
-    if FIELDS[name].scalar:
-        return float(entry) if _is_number(entry) else float(_array(entry, "float64").item())
-    array = _array(entry, FIELDS[name].dtype)
-    return matrix_from_voigt(array) if name == "stress" else array
+def _whole_numbers(name: str, entry: Any) -> NDArray[np.int64]:
+    array = _array(entry)
+    if array.dtype.kind in "bi":
+        return array.astype(np.int64, copy=False)
+    if array.dtype.kind in "uf":
+        with np.errstate(invalid="ignore"):
+            whole = array.astype(np.int64)
+        if (whole == array).all():
+            return whole
+    raise ValueError(f"{name} has entries that are no whole numbers")
 
 
-def _info(row: dict[str, Any]) -> dict[str, Any]:
-    """Join ``key_value_pairs`` and ``data``; of a name in both, the pair gets a longer one."""
-    pairs = {name: _plain(entry) for name, entry in (row.get("key_value_pairs") or {}).items()}
-    data = {name: _plain(entry) for name, entry in (row.get("data") or {}).items()}
-    both = pairs.keys() & data.keys()
-    return {f"key_value_pairs.{name}" if name in both else name: pairs[name] for name in pairs} | (
-        data
-    )
-
-
-def _plain(entry: Any) -> Any:
-    """Turn decoded JSON into what ASE's own reader makes of it."""
-    if isinstance(entry, dict):
-        if any(key.startswith("__") for key in entry):
-            return _marked(entry)
-        return {int(key) if key.isdecimal() else key: _plain(item) for key, item in entry.items()}
-    return [_plain(item) for item in entry] if isinstance(entry, list) else entry
+def _marked_array(entry: dict[str, Any], float_dtype: np.dtype[Any]) -> NDArray[Any]:
+    shape, name, flat = entry["__ndarray__"]
+    dtype = np.dtype(name)
+    if dtype.kind == "c":  # real and imaginary parts by turns
+        array: NDArray[Any] = np.array(flat, f"f{dtype.itemsize // 2}").view(dtype)
+        return array.reshape(shape)
+    return np.array(flat, float_dtype if dtype == _FLOAT64 else dtype).reshape(shape)
 
 
 def _marked(entry: dict[str, Any]) -> Any:
@@ -137,6 +302,8 @@ def _marked(entry: dict[str, Any]) -> Any:
 
 def _unmarked(entry: Any) -> Any:
     if isinstance(entry, dict):
+        if "__ndarray__" in entry:
+            return _marked_array(entry, _FLOAT64)
         inner = {key: _unmarked(item) for key, item in entry.items()}
         return _marked(inner) if any(key.startswith("__") for key in inner) else inner
     return [_unmarked(item) for item in entry] if isinstance(entry, list) else entry

@@ -218,7 +218,7 @@ class SelectForces(_Selection):
     def _reason_to_drop(self, structure: AtomicData, position: int) -> str | None:
         if structure.forces is None:
             return _without("forces", self._missing, structure, position)
-        norms = np.linalg.norm(structure.forces, axis=1)
+        norms = np.linalg.norm(structure.forces.astype(np.float64, copy=False), axis=1)
         return self._range.reason(float(norms.max(initial=0.0)), "eV/Å")
 
 

@@ -79,8 +79,12 @@ def changes(store: ZarrStore, identity: Identity, source: Any, *, append: bool) 
         new = list(range(len(part), len(source)))
     elif then != identity:
         changed = changed_indices(then, identity)
-        if changed is None or changed & written:
+        same_indices = bool(changed) or len(source) == len(part)
+        if changed is None or not same_indices or changed & written:
             raise _other_input(store, then, identity, written)
+        if then["input"].get("natoms") != identity["input"].get("natoms"):
+            # Numbers of atoms decide how much room an index has.
+            changed |= {*range(len(source))} - written
         new = sorted(index for index in changed if index >= len(part))
         old = {index for index in changed if index < len(part)}
     unplanned = [i for i, place in enumerate(indices.tolist()) if place in store.unplanned]
@@ -189,7 +193,8 @@ def _difference(then: Identity, now: Identity, written: Container[int]) -> str:
         gone = [f"{name} is gone" for name in old_files if name not in new_files]
         added = [f"{name} is new" for name in new_files if name not in old_files]
         return (gone + added)[0]
-    rest = sorted(key for key in {*old, *new} if key != "files" and old.get(key) != new.get(key))
+    others = {*old, *new} - {"files", "natoms"}
+    rest = sorted(key for key in others if old.get(key) != new.get(key))
     if rest:
         return ", ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in rest)
     changed = [name for name, state in old_files.items() if new_files[name] != state]

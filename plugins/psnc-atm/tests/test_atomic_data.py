@@ -10,6 +10,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.calculator import all_properties
 from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 from data import crystals, molecules, write_database
 
@@ -87,6 +88,16 @@ def test_complex_and_ase_objects_in_data_are_decoded(tmp_path: Path) -> None:
     np.testing.assert_array_equal(structure.info["start"]["atoms"].positions, atoms.positions)
 
 
+@pytest.mark.parametrize("number", [2**53 + 1, 2**63, -(2**63) - 1, 2**64, 10**30, -(10**30)])
+def test_integers_are_read_to_the_last_digit(number: int, tmp_path: Path) -> None:
+    path = tmp_path / "rows.aselmdb"
+    inside = {"list": [1.5, number], "float": 1e30}
+    write_database(path, molecules(1), key_value_pairs={"big": number}, data={"inside": inside})
+    (structure,) = ASELMDBSource(path)[0]
+    assert structure.info == {"big": number, "inside": inside}
+    assert type(structure.info["big"]) is int
+
+
 def test_not_a_number_is_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.aselmdb"
     atoms = next(molecules(1))
@@ -154,3 +165,52 @@ def test_a_live_calculator_gives_what_it_has_and_calculates_nothing() -> None:
     assert stale.energy is None
     assert stale.forces is None
     assert atoms.get_potential_energy() == AtomicData.from_ase(atoms).energy != energy
+
+
+@pytest.mark.parametrize("number", [2, 2.0, np.int64(2), np.float32(2), np.array(2)])
+def test_charge_and_spin_are_floats_whatever_numbers_they_were(number) -> None:
+    atoms = next(molecules(1))
+    atoms.info.update(charge=number, spin=number)
+    structure = AtomicData.from_ase(atoms)
+    assert (type(structure.charge), structure.charge) == (float, 2.0)
+    assert (type(structure.spin), structure.spin) == (float, 2.0)
+    assert structure.info == {}
+
+
+@pytest.mark.parametrize("other", ["neutral", True, [1, 2]])
+def test_a_charge_that_is_no_number_stays_in_info(other) -> None:
+    atoms = next(molecules(1))
+    atoms.info["charge"] = other
+    structure = AtomicData.from_ase(atoms)
+    assert structure.charge is None
+    assert structure.info == {"charge": other}
+
+
+def test_arrays_that_ase_has_no_name_for_are_kept_in_info() -> None:
+    atoms = next(molecules(1))
+    atoms.new_array("REF_forces", np.ones((len(atoms), 3)))
+    atoms.new_array("label", np.array(["a"] * len(atoms)))
+    atoms.info["label"] = "water"
+    structure = AtomicData.from_ase(atoms)
+    assert structure.info.keys() == {"REF_forces", "label", "arrays.label"}
+    np.testing.assert_array_equal(structure.info["REF_forces"], np.ones((len(atoms), 3)))
+    assert structure.info["label"] == "water"
+    atoms.arrays["REF_forces"][:] = 0
+    assert structure.info["REF_forces"].all()
+
+
+def test_results_that_only_one_code_has_survive_the_way_there_and_back() -> None:
+    atoms = next(molecules(1))
+    atoms.calc.results["energy_without_dispersion_correction"] = -1.5
+    structure = AtomicData.from_ase(atoms)
+    assert structure.results == {"energy_without_dispersion_correction": -1.5}
+    again = structure.to_ase()
+    assert again.calc.results["energy_without_dispersion_correction"] == -1.5
+    assert again.get_potential_energy() == structure.energy
+    assert AtomicData.from_ase(again) == structure
+
+
+def test_results_of_atoms_at_places_that_are_no_numbers_are_kept() -> None:
+    atoms = Atoms("H", positions=[[np.nan, np.inf, -0.0]])
+    atoms.calc = SinglePointCalculator(atoms, energy=-1.5)
+    assert AtomicData.from_ase(atoms).energy == -1.5
