@@ -21,7 +21,6 @@ __all__ = ["Column", "RegionBuffer"]
 # are enough for that, and large ones are joined before they take much memory.
 _BLOCK_STRUCTURES = 64
 _BLOCK_ATOMS = 16_384
-_NOTHING = {id(None)}
 _SCALARS: dict[str, set[type]] = {"float64": {float, np.float64}, "bool": {bool}}
 
 
@@ -240,7 +239,7 @@ class RegionBuffer:
 def _none_has(block: Sequence[AtomicData], names: Sequence[str]) -> bool:
     """Whether the fields are None in all structures."""
     values = map(attrgetter(*names), block)
-    return {*map(id, chain.from_iterable(values) if len(names) > 1 else values)} == _NOTHING
+    return {*map(id, chain.from_iterable(values) if len(names) > 1 else values)} == {id(None)}
 
 
 def _joined(
