@@ -22,7 +22,7 @@ __all__ = ["Column", "RegionBuffer"]
 # are enough for that, and large ones are joined before they take much memory.
 _BLOCK_STRUCTURES = 64
 _BLOCK_ATOMS = 16_384
-_NOTHING = {id(None)}
+_SCALARS: dict[str, set[type]] = {"float64": {float, np.float64}, "bool": {bool}}
 
 
 class Column:
@@ -251,7 +251,7 @@ class RegionBuffer:
 def _none_has(block: Sequence[AtomicData], names: Sequence[str]) -> bool:
     """Whether the fields are None in all structures."""
     values = map(attrgetter(*names), block)
-    return {*map(id, chain.from_iterable(values) if len(names) > 1 else values)} == _NOTHING
+    return {*map(id, chain.from_iterable(values) if len(names) > 1 else values)} == {id(None)}
 
 
 def _joined(
@@ -266,9 +266,9 @@ def _joined(
     kinds = {*map(type, values)}
     if kinds == {np.ndarray}:
         return _joined_arrays(spec, values, counts)
-    if len(kinds) > 1 or spec.shape != (1,) or spec.level == "atom":
+    if spec.shape != (1,) or spec.level == "atom":
         return None
-    if (kinds, spec.dtype) in (({float}, "float64"), ({bool}, "bool")):
+    if kinds <= _SCALARS.get(spec.dtype, set()):
         return np.array(values, dtype=spec.dtype)[:, None]
     return None
 

@@ -85,3 +85,18 @@ def test_public_names_are_there_and_others_are_not() -> None:
         assert getattr(psnc_atm, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         psnc_atm.Nothing  # noqa: B018
+
+
+def test_the_code_of_the_sink_is_the_same_in_every_process() -> None:
+    script = (
+        "from psnc.code_digest import code_digest\n"
+        "from psnc_atm import AtomicDataZarrSink\n"
+        "print(code_digest(AtomicDataZarrSink('x.zarr')))"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(3)
+    }
+    assert len(digests) == 1
