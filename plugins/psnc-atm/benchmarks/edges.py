@@ -97,11 +97,11 @@ def main() -> None:
             linked = list(NeighbourList(chosen.cutoff)(iter(plain)))
             found = time.perf_counter() - started
             without, _ = written(plain, stores["without"])
-            parts, joining = written(linked, stores["with"])
+            files, joining = written(linked, stores["with"])
             for name, taken in (
                 ("finding edges", found),
                 ("writing without edges", without),
-                ("writing edges to parts", parts - without),
+                ("writing files of edges", files - without),
                 ("joining edges", joining),
             ):
                 times.setdefault(name, []).append(taken)
@@ -109,7 +109,7 @@ def main() -> None:
         core = stores["with"] / "core"
         sizes = {
             "store without edges": size(stores["without"]),
-            "parts": size(stores["with"] / "psnc/edges"),
+            "files of edges": size(stores["with"] / "psnc/edges"),
             "neighbor_list": size(core / "neighbor_list"),
             "neighbor_list_shifts": size(core / "neighbor_list_shifts"),
         }

@@ -29,7 +29,7 @@ from zarr.storage import LocalStore, MemoryStore, StorePath
 
 from psnc.atomic import atomic_write
 from psnc.errors import OutputError, StageError
-from psnc_atm.edge_parts import PartHead, open_part, part_path, read_head
+from psnc_atm.edge_files import EdgeFileHead, open_edge_file, edge_file_path, read_head
 from psnc_atm.region_lock import store_lock
 from psnc_atm.zarr_store import WRITTEN, Encoding, ZarrStore, add_array
 
@@ -46,7 +46,7 @@ _SEPARATORS = (".", "/")
 _NO_CHUNKS = {"name": "v2", "configuration": {"separator": "."}}
 
 Document = dict[str, Any]
-Heads = dict[int, PartHead]
+Heads = dict[int, EdgeFileHead]
 
 
 class _WrittenMeanwhileError(Exception):
@@ -72,7 +72,7 @@ def join_edges(store: ZarrStore, encoding: Encoding) -> bool:
     Raises
     ------
     psnc.StageError
-        If the part of an index cannot be read, or an array cannot be written.
+        If the edges of an index cannot be read, or an array cannot be written.
     """
     with hold_edges(store):
         store = store.current()
@@ -82,7 +82,7 @@ def join_edges(store: ZarrStore, encoding: Encoding) -> bool:
                     # What a killed process began.
                     _bring_in_line(store.path, _read(store.path / "zarr.json"))
             heads = _heads(store)
-            # After the parts: whoever writes one withdraws what is joined first.
+            # After the files: whoever writes one withdraws what is joined first.
             state = _State.of(_read(store.path / "zarr.json"))
             described = _described(heads, encoding)
             _remove_chunks(store.path, _SEPARATORS[(state.generation + 1) % 2])
@@ -155,20 +155,20 @@ class _State:
 
 
 def _heads(store: ZarrStore) -> Heads:
-    """Return what the parts of the written indices say of themselves."""
+    """Return what the files of the written indices say of themselves."""
     marks = store.read(WRITTEN, 0, len(store.rows_before) - 1)
     heads = {int(index): read_head(store.path, int(index)) for index in np.flatnonzero(marks)}
     for index, head in heads.items():
         if head.mark != int(marks[index]):
             raise StageError(
-                f"{part_path(store.path, index)} is not of the run that wrote index {index}: run "
+                f"{edge_file_path(store.path, index)} is not of the run that wrote index {index}: run "
                 f"the index again (psnc reset DB --index {index})"
             )
     return heads
 
 
 def _described(heads: Heads, encoding: Encoding) -> str:
-    """Return what tells whether the joined arrays are still those of the parts."""
+    """Return what tells whether the joined arrays are still those of the files."""
     digest = hashlib.sha256(repr(encoding).encode())
     for index, head in heads.items():
         digest.update(index.to_bytes(8, "little") + head.digest)
@@ -228,16 +228,16 @@ def _write_arrays(store: ZarrStore, heads: Heads, arrays: Mapping[str, zarr.Arra
 
 
 def _write_index(
-    store: ZarrStore, index: int, head: PartHead, columns: Mapping[str, _Column]
+    store: ZarrStore, index: int, head: EdgeFileHead, columns: Mapping[str, _Column]
 ) -> NDArray[np.int64]:
     """Write the edges of an index, and return how many each structure has."""
-    with open_part(store.path, index) as part:
-        if part.head != head:
+    with open_edge_file(store.path, index) as file:
+        if file.head != head:
             raise _WrittenMeanwhileError(f"index {index}")
-        first_atoms = int(store.atoms_before[index]) + np.cumsum(part.atoms) - part.atoms
-        ends = np.cumsum(part.edges)
+        first_atoms = int(store.atoms_before[index]) + np.cumsum(file.atoms) - file.atoms
+        ends = np.cumsum(file.edges)
         position = 0
-        for piece in part.columns(5 if _SHIFTS in columns else 2):
+        for piece in file.columns(5 if _SHIFTS in columns else 2):
             # Of each edge the structure, by the number of its last edge.
             numbers = np.arange(position, position + piece.shape[1])
             offsets = first_atoms[np.searchsorted(ends, numbers, side="right")]
@@ -245,7 +245,7 @@ def _write_index(
             if _SHIFTS in columns:
                 columns[_SHIFTS].append(piece[2:].T)
             position += piece.shape[1]
-    return part.edges
+    return file.edges
 
 
 class _Column:

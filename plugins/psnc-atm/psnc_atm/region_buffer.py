@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from psnc.errors import StageError
 from psnc_atm.atomic_data import AtomicData
-from psnc_atm.edge_parts import EdgeBuffer
+from psnc_atm.edge_files import EdgeBuffer
 from psnc_atm.fields import EDGE_FIELDS, FIELDS, OPTIONAL
 from psnc_atm.store_plan import FieldSpec, require_structure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
@@ -11,10 +12,10 @@ from attrs import frozen
 from psnc.errors import StageError
 from psnc_atm.store_plan import StorePlan, atom_counts, plan_of
 from psnc_atm.zarr_codec import CODECS, DEFAULT_CODEC
-from psnc_atm.zarr_relayout import changed_indices
+from psnc_atm.zarr_relayout import changed_indices, input_without_counts
 from psnc_atm.zarr_store import WRITTEN, Part, ZarrStore
 
-__all__ = ["Changes", "changes", "part_of", "plan_with_others"]
+__all__ = ["Changes", "changes", "part_of", "part_of_source", "plan_with_others"]
 
 Identity = Mapping[str, Any]
 # What a store of an earlier format was laid out with.
@@ -55,6 +56,27 @@ def part_of(store: ZarrStore, identity: Identity, *, append: bool) -> int:
         if _goes_on(part.identity, identity):
             return number
     return len(store.parts)
+
+
+def part_of_source(store: ZarrStore, source: Any) -> Part:
+    """Return what a store has of a source, whatever the sink's options were.
+
+    Raises
+    ------
+    psnc.StageError
+        If it has the structures of several sources, and none of them is this one.
+    """
+    if len(store.parts) == 1:
+        return store.parts[0]
+    if hasattr(source, "input_identity"):
+        described = {"input": json.loads(json.dumps(source.input_identity()))}
+        for part in store.parts:
+            if input_without_counts(part.identity) == input_without_counts(described):
+                return part
+    raise StageError(
+        f"{store.path} has the structures of {len(store.parts)} sources, and none of them is this "
+        "one as it is now; give one that it was made from"
+    )
 
 
 def changes(store: ZarrStore, identity: Identity, source: Any, *, append: bool) -> Changes | None:

@@ -15,6 +15,7 @@ from psnc.errors import IndexRangeError, PsncError, SourceError, StageError
 from psnc.index_ranges import ranges_text
 from psnc_atm.atomic_data import AtomicData
 from psnc_atm.fields import FIELDS, OPTIONAL
+from psnc_atm.store_parts import part_of_source
 from psnc_atm.stored_array import ChunkCache
 from psnc_atm.stored_structures import StoredField, StoredStructures, read_structures
 from psnc_atm.zarr_sink import AtomicDataZarrSink
@@ -195,13 +196,14 @@ class _Comparison:
         self._stored: StoredStructures = read_structures(path, ChunkCache(_CACHE_BYTES))
         self._layout = _layout(path)
         self.total = len(pipeline.source)
-        laid_out = len(self._layout.rows_before) - 1
-        if laid_out != self.total:
+        self._places = part_of_source(self._layout, pipeline.source).indices()
+        if len(self._places) != self.total:
             raise StageError(
-                f"{path} was laid out for other input: it has {laid_out} indices, the source has "
-                f"{self.total}; give the source that it was made from"
+                f"{path} was laid out for other input: it has {len(self._places)} indices, the "
+                f"source has {self.total}; give the source that it was made from"
             )
-        self._written = self._layout.read(WRITTEN, 0, laid_out) != 0
+        marks = self._layout.read(WRITTEN, 0, len(self._layout.rows_before) - 1)
+        self._written = marks[self._places] != 0
         self._fields = [one for one in self._stored.fields if _comparable(one)]
         self._indices = self._structures = self._found = self._missing = self._extra = 0
         self._differences: list[Difference] = []
@@ -262,7 +264,8 @@ class _Comparison:
 
     def _of_store(self, index: int) -> Iterator[tuple[int, dict[str, NDArray[Any]]]]:
         """Yield the row of each structure of an index, and the values of its fields."""
-        region = self._layout.rows_before[index : index + 2]
+        place = int(self._places[index])
+        region = self._layout.rows_before[place : place + 2]
         first, last = np.searchsorted(self._stored.rows, region)
         for rows in self._stored.blocks(self._stored.rows[first:last]):
             columns = self._stored.columns(rows)

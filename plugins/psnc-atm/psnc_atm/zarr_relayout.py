@@ -19,7 +19,7 @@ import numpy as np
 
 from psnc.errors import StageError
 from psnc.index_ranges import runs_of
-from psnc_atm.edge_parts import carry_parts
+from psnc_atm.edge_files import carry_edge_files
 from psnc_atm.store_plan import StorePlan
 from psnc_atm.zarr_store import (
     WRITTEN,
@@ -31,7 +31,7 @@ from psnc_atm.zarr_store import (
     open_store,
 )
 
-__all__ = ["changed_indices", "lay_out_anew", "take_back"]
+__all__ = ["changed_indices", "input_without_counts", "lay_out_anew", "take_back"]
 
 # Whole files at a time, few enough to stay small in memory.
 _COPIED_ROWS = 262_144
@@ -50,7 +50,7 @@ def changed_indices(then: Mapping[str, Any], now: Mapping[str, Any]) -> set[int]
     set of int or None
         ``None`` where the indices no longer mean what they meant.
     """
-    old, new = _but_counts(then), _but_counts(now)
+    old, new = input_without_counts(then), input_without_counts(now)
     others = [key for key in then if key != "input"]
     same_stage = all(then[key] == now[key] for key in others)
     if same_stage and old == new:
@@ -68,7 +68,7 @@ def changed_indices(then: Mapping[str, Any], now: Mapping[str, Any]) -> set[int]
     return changed | set(range(len(old_files), len(new_files)))
 
 
-def _but_counts(identity: Mapping[str, Any]) -> dict[str, Any]:
+def input_without_counts(identity: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out where numbers of atoms come from: those of what is written were right."""
     return {key: value for key, value in identity["input"].items() if key != "natoms"}
 
@@ -113,7 +113,7 @@ def lay_out_anew(
         for index in changed.intersection(kept):
             _forget(laid_out, index)
         if store.edge_fields:
-            carry_parts(store.path, draft, [index for index in kept if index not in changed])
+            carry_edge_files(store.path, draft, [index for index in kept if index not in changed])
         _exchange(draft, store.path)
     except OSError as error:
         raise StageError(

@@ -24,8 +24,15 @@ from data import (
     write_dataset,
 )
 
-from psnc import Pipeline, Source, StageError, run_pipeline
-from psnc_atm import ASELMDBSource, AtomicData, AtomicDataZarrSink
+from psnc import Pipeline, Source, StageError, gather_pipeline, run_pipeline
+from psnc_atm import (
+    ASELMDBSource,
+    AtomicData,
+    AtomicDataZarrSink,
+    NeighbourList,
+    open_dataset,
+    verify_store,
+)
 
 
 def months(tmp_path: Path, *, files: int = 2, rows: int = 15) -> tuple[Path, Path]:
@@ -366,3 +373,53 @@ def test_a_kill_at_any_step_of_making_room_leaves_a_store_that_is_read_and_conti
         assert left.keys() == right.keys()
         for name in left:
             np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def test_each_appended_source_is_compared_with_its_own_part(tmp_path: Path) -> None:
+    first, second = months(tmp_path)
+    store = tmp_path / "out.zarr"
+    pipelines = [write(first, store), write(second, store)]
+    for pipeline in pipelines:
+        report = verify_store(pipeline)
+        assert report, str(report)
+        assert report.structures == sum(1 for _ in all_structures(pipeline))
+    other = write_dataset(tmp_path / "three", files=1, rows=5)
+    with pytest.raises(StageError, match="structures of 2 sources, and none of them is this one"):
+        verify_store(ASELMDBSource(other), store)
+
+
+def test_edges_of_appended_sources_are_joined_with_those_that_are_there(tmp_path: Path) -> None:
+    first, second = months(tmp_path)
+    store = tmp_path / "out.zarr"
+
+    def with_edges(data: Path) -> Pipeline[Any]:
+        pipeline = pipeline_of(data, store, edges_per_chunk=32)
+        return Pipeline(
+            source=pipeline.source,
+            filters=[NeighbourList(2.0)],
+            sink=pipeline.sink,
+            resume=True,
+            db_dir=tmp_path / f"db-{data.name}",
+        )
+
+    pipelines = []
+    for data in (first, second):
+        pipelines.append(with_edges(data))
+        run_pipeline(pipelines[-1], progress=False)
+        assert open_dataset(store).fields.get("neighbor_list") is None
+        gather_pipeline(pipelines[-1])
+        for pipeline in pipelines:
+            report = verify_store(pipeline)
+            assert report, str(report)
+            assert "edge_index" not in report.not_stored
+    found = list(open_dataset(store))
+    expected = [one for pipeline in pipelines for one in all_structures(pipeline)]
+    assert [one.edge_index.shape for one in found if one.edge_index is not None] == [
+        one.edge_index.shape for one in expected if one.edge_index is not None
+    ]
+    assert len(found) == len(expected)
+
+
+def all_structures(pipeline: Pipeline[Any]) -> Iterator[AtomicData]:
+    for index in range(len(pipeline.source)):
+        yield from pipeline.items(index)

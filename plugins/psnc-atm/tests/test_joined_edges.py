@@ -350,23 +350,23 @@ def test_edges_in_a_later_structure_alone_fail_its_index(mixed: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut off", "changed", "another file"])
-def test_a_part_that_is_damaged_is_named_and_what_was_joined_stays(
+def test_a_file_of_edges_that_is_damaged_is_named_and_what_was_joined_stays(
     mixed: Path, tmp_path: Path, damage: str
 ) -> None:
     store = tmp_path / "out.zarr"
     pipeline = pipeline_of(mixed, tmp_path)
     run(pipeline, indices=[0, 1, 2])
-    part = store / "psnc/edges/1.part"
-    content = part.read_bytes()
+    file = store / "psnc/edges/1.edges"
+    content = file.read_bytes()
     if damage == "gone":
-        part.unlink()
+        file.unlink()
     elif damage == "cut off":
-        part.write_bytes(content[:-20])
+        file.write_bytes(content[:-20])
     elif damage == "changed":
-        part.write_bytes(content[:-20] + bytes(20))
+        file.write_bytes(content[:-20] + bytes(20))
     else:
-        part.write_bytes(b"something else")
-    with pytest.raises(StageError, match=r"edges/1\.part.* edges of index 1, cannot be read"):
+        file.write_bytes(b"something else")
+    with pytest.raises(StageError, match=r"edges/1\.edges.* edges of index 1, cannot be read"):
         gather_pipeline(pipeline)
     assert_not_joined(store)
     pipeline.reset_index(1)
@@ -375,14 +375,14 @@ def test_a_part_that_is_damaged_is_named_and_what_was_joined_stays(
     assert_joined(pipeline, store, range(4))
 
 
-def test_a_part_of_another_run_than_wrote_the_index_is_refused(mixed: Path, tmp_path: Path) -> None:
+def test_edges_of_another_run_than_wrote_the_index_are_refused(mixed: Path, tmp_path: Path) -> None:
     first, second = pipeline_of(mixed, tmp_path), pipeline_of(mixed, tmp_path, NeighbourList(1.0))
     run(first)
-    part = tmp_path / "out.zarr/psnc/edges/2.part"
-    earlier = part.read_bytes()
+    file = tmp_path / "out.zarr/psnc/edges/2.edges"
+    earlier = file.read_bytes()
     run(second)
-    part.write_bytes(earlier)
-    with pytest.raises(StageError, match=r"2\.part is not of the run that wrote index 2"):
+    file.write_bytes(earlier)
+    with pytest.raises(StageError, match=r"2\.edges is not of the run that wrote index 2"):
         gather_pipeline(second)
 
 

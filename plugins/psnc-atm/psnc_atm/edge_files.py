@@ -1,7 +1,7 @@
 """The edges of one index, in a file of their own inside the store until all are joined.
 
-How many edges an index has is known only when they are made, so that they have no region. A part
-holds them as they are in the structures, with atoms counted from the first of each structure: it
+How many edges an index has is known only when they are made, so that they have no region. The
+file holds them as they are in the structures, with atoms counted from the first of each structure: it
 stays right wherever the index's region moves.
 """
 
@@ -25,7 +25,15 @@ from psnc.atomic import atomic_path
 from psnc.errors import StageError
 from psnc_atm.atomic_data import AtomicData
 
-__all__ = ["EdgeBuffer", "Part", "PartHead", "carry_parts", "open_part", "part_path", "read_head"]
+__all__ = [
+    "EdgeBuffer",
+    "EdgeFile",
+    "EdgeFileHead",
+    "carry_edge_files",
+    "open_edge_file",
+    "edge_file_path",
+    "read_head",
+]
 
 Ints = NDArray[np.int64]
 
@@ -39,18 +47,18 @@ _CODEC = Zstd(level=3)
 _DIGEST_BYTES = 16
 _EDGES_PER_PIECE = 1 << 17
 # What reading a damaged file raises.
-_NO_PART = (OSError, RuntimeError, ValueError, struct.error)
+_NO_EDGE_FILE = (OSError, RuntimeError, ValueError, struct.error)
 _INTEGERS = (np.int8, np.int16, np.int32, np.int64)
 
 
-def part_path(store: Path, index: int) -> Path:
+def edge_file_path(store: Path, index: int) -> Path:
     """Return where the edges of an index are."""
-    return store / _DIRECTORY / f"{index}.part"
+    return store / _DIRECTORY / f"{index}.edges"
 
 
 @frozen
-class PartHead:
-    """What is known of a part without reading it.
+class EdgeFileHead:
+    """What is known of a file of edges without reading it.
 
     Attributes
     ----------
@@ -99,7 +107,7 @@ class EdgeBuffer:
             self._compress()
 
     def write(self, store: Path, index: int, mark: int) -> None:
-        """Write the part of an index, in one step."""
+        """Write the file of an index, in one step."""
         self._compress()
         sizes = _compressed(np.array([self._atoms, self._edges], dtype=np.int64))
         digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
@@ -109,7 +117,7 @@ class EdgeBuffer:
             *(_MAGIC, mark, digest.digest()),
             *(len(self._atoms), sum(self._edges), len(self._pieces)),
         )
-        path = part_path(store, index)
+        path = edge_file_path(store, index)
         path.parent.mkdir(exist_ok=True)
         with atomic_path(path) as draft, open(draft, "wb") as file:
             file.writelines([head, sizes, *self._pieces])
@@ -123,12 +131,12 @@ class EdgeBuffer:
         self._waiting, self._waiting_edges = [], 0
 
 
-class Part:
-    """A part that is being read: the file as it was opened, whatever takes its place.
+class EdgeFile:
+    """A file of edges that is being read: as it was opened, whatever takes its place.
 
     Attributes
     ----------
-    head : PartHead
+    head : EdgeFileHead
         What it says of itself.
     atoms, edges : (structures,) int64
         How many each structure has.
@@ -159,45 +167,45 @@ class Part:
 
 
 @contextmanager
-def open_part(store: Path, index: int) -> Iterator[Part]:
-    """Open the part of an index for reading.
+def open_edge_file(store: Path, index: int) -> Iterator[EdgeFile]:
+    """Open the file of edges of an index for reading.
 
     Raises
     ------
     psnc.StageError
         If it is not there, or damaged, as far as it is read.
     """
-    path = part_path(store, index)
+    path = edge_file_path(store, index)
     try:
         with open(path, "rb") as file:
-            yield Part(file)
-    except _NO_PART as error:
+            yield EdgeFile(file)
+    except _NO_EDGE_FILE as error:
         raise StageError(
             f"{path}, which has the edges of index {index}, cannot be read ({error}): restore it, "
             f"or run the index again (psnc reset DB --index {index})"
         ) from error
 
 
-def read_head(store: Path, index: int) -> PartHead:
-    """Read what the part of an index says of itself.
+def read_head(store: Path, index: int) -> EdgeFileHead:
+    """Read what the file of edges of an index says of itself.
 
     Raises
     ------
     psnc.StageError
         If it is not there, or damaged.
     """
-    with open_part(store, index) as part:
-        return part.head
+    with open_edge_file(store, index) as edges:
+        return edges.head
 
 
-def carry_parts(old: Path, new: Path, indices: Sequence[int]) -> None:
-    """Give the store ``new`` the parts of these indices that ``old`` has, without a second copy."""
+def carry_edge_files(old: Path, new: Path, indices: Sequence[int]) -> None:
+    """Give the store ``new`` the edges of these indices that ``old`` has, without a second copy."""
     for index in indices:
-        source, target = part_path(old, index), part_path(new, index)
+        source, target = edge_file_path(old, index), edge_file_path(new, index)
         target.parent.mkdir(exist_ok=True)
         if source.exists():
             try:
-                # A part is replaced, and never changed in place.
+                # Such a file is replaced, and never changed in place.
                 os.link(source, target)
             except OSError:  # no links on this file system
                 shutil.copyfile(source, target)
@@ -234,8 +242,8 @@ def _compressed(values: Ints) -> bytes:
     return _SIZE.pack(narrow.itemsize, len(compressed)) + compressed
 
 
-def _head_of(file: BinaryIO) -> PartHead:
+def _head_of(file: BinaryIO) -> EdgeFileHead:
     magic, *rest = _HEAD.unpack(file.read(_HEAD.size))
     if magic != _MAGIC:
         raise OSError("it is no file of edges")
-    return PartHead(*rest)
+    return EdgeFileHead(*rest)
