@@ -1,8 +1,8 @@
 """The edges of one index, in a file of their own inside the store until all are joined.
 
 How many edges an index has is known only when they are made, so that they have no region. The
-file holds them as they are in the structures, with atoms counted from the first of each structure: it
-stays right wherever the index's region moves.
+file holds them as they are in the structures, with atoms counted from the first of each structure:
+it stays right wherever the index's region moves.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ __all__ = [
     "EdgeFile",
     "EdgeFileHead",
     "carry_edge_files",
-    "open_edge_file",
     "edge_file_path",
+    "open_edge_file",
     "read_head",
 ]
 

@@ -29,7 +29,7 @@ from zarr.storage import LocalStore, MemoryStore, StorePath
 
 from psnc.atomic import atomic_write
 from psnc.errors import OutputError, StageError
-from psnc_atm.edge_files import EdgeFileHead, open_edge_file, edge_file_path, read_head
+from psnc_atm.edge_files import EdgeFileHead, edge_file_path, open_edge_file, read_head
 from psnc_atm.region_lock import store_lock
 from psnc_atm.zarr_store import WRITTEN, Encoding, ZarrStore, add_array
 
@@ -161,8 +161,8 @@ def _heads(store: ZarrStore) -> Heads:
     for index, head in heads.items():
         if head.mark != int(marks[index]):
             raise StageError(
-                f"{edge_file_path(store.path, index)} is not of the run that wrote index {index}: run "
-                f"the index again (psnc reset DB --index {index})"
+                f"{edge_file_path(store.path, index)} is not of the run that wrote index {index}: "
+                f"run the index again (psnc reset DB --index {index})"
             )
     return heads
 

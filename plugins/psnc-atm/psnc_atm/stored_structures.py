@@ -286,8 +286,11 @@ def read_structures(
     try:
         # Taken before anything is read: what is read then is of this layout, or is refused.
         unchanged = _anywhere if path is None else _Layout.at(path)
-        # The arrays' own metadata: what is consolidated may be older than they are.
+        # The arrays' own metadata: what is consolidated may be older than they are. Not so in what
+        # psnc writes, where all arrays change in the moment in which that changes.
         root = zarr.open_group(path or store, mode="r", use_consolidated=False)
+        if "psnc" in root:
+            root = zarr.open_group(path or store, mode="r")
     except (KeyError, TypeError, ValueError, OSError) as error:
         cause = "" if path is not None or not str(error) else f" ({str(error).splitlines()[0]})"
         raise SourceError(f"{where} is no Zarr store{cause}; give the directory of one") from error

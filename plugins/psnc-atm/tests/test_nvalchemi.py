@@ -18,12 +18,13 @@ import pytest
 from data import crystals, molecules, write_database
 from stores import arrays_by_hand, write_by_hand
 
-from psnc import Pipeline, run_pipeline
+from psnc import Pipeline, gather_pipeline, run_pipeline
 from psnc_atm import (
     ASELMDBSource,
     AtomicData,
     AtomicDataset,
     AtomicDataZarrSink,
+    NeighbourList,
     SelectSize,
     open_dataset,
 )
@@ -89,6 +90,42 @@ def test_their_reader_and_model_accept_what_the_sink_writes(tmp_path: Path, kind
     arrays = dataset[chosen].arrays()
     for name in ("positions", "atomic_numbers", "forces", "energy", "cell", "pbc", "spin"):
         np.testing.assert_array_equal(getattr(batch, name).numpy(), arrays[name])
+
+
+def test_their_reader_and_model_accept_edges_shards_and_appended_structures(tmp_path: Path) -> None:
+    from nvalchemi.data.datapipes.backends.zarr import AtomicDataZarrReader
+
+    store = tmp_path / "out.zarr"
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for number in range(2):
+            write_database(tmp_path / name / f"{number}.aselmdb", crystals(9, len(name) + number))
+        pipeline = Pipeline(
+            source=ASELMDBSource(tmp_path / name, dtype="float32"),
+            filters=[NeighbourList(3.0)],
+            sink=AtomicDataZarrSink(
+                store,
+                atoms_per_chunk=16,
+                systems_per_chunk=4,
+                edges_per_chunk=32,
+                atoms_per_shard=64,
+                edges_per_shard=128,
+                fields=["energy", "forces", "stress", "charge", "edge_index", "unit_shifts"],
+                missing="nan",
+                append=True,
+            ),
+            db_dir=tmp_path / f"db-{name}",
+        )
+        run_pipeline(pipeline, progress=False)
+        gather_pipeline(pipeline)
+    theirs, dataset = AtomicDataZarrReader(store), open_dataset(store)
+    assert len(dataset) == 36
+    assert {"neighbor_list", "neighbor_list_shifts", "has_charge"} <= dataset.fields.keys()
+    with pytest.warns(UserWarning, match="cast"):  # of energies, to the dtype of positions
+        assert_read_alike(theirs, dataset)
+    for number in (0, 17, 18, 35):
+        edges = theirs[number][0]["neighbor_list"].numpy().T
+        np.testing.assert_array_equal(edges, dataset[number].edge_index)
 
 
 def test_their_reader_accepts_edges(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,9 @@ def rewrite(store: Path, name: str, values: NDArray[Any], level: str = "") -> No
         group, field = name.split("/")
         fields[group] = {**fields[group], field: level}
         root.attrs["fields"] = fields
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        zarr.consolidate_metadata(root.store)
 
 
 def test_lower_precision_is_compared_after_rounding(directory: Path) -> None:
