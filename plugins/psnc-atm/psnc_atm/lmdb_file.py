@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -32,6 +33,11 @@ _NO_ROWS = (b"nextid", b"deleted_ids", b"metadata")
 _ID_DIGITS = 18  # more do not fit into int64
 _ZERO = ord("0")
 _WAIT_FOR_CLOSE_SECONDS = 1.0
+# What has been read of a file counts as memory of the process until the file is closed.
+_MOST_MAPPED_BYTES = 2**28
+# Systems map what is around a page too. A row takes two pages: that of its key, which may be
+# anywhere, and that where it begins.
+_MAPPED_FOR_A_ROW = 2 * 2**16
 _Identity = tuple[int, int]
 
 Result = TypeVar("Result")
@@ -43,9 +49,21 @@ class LMDBFile:
     def __init__(self, path: Path, header: LMDBHeader) -> None:
         self.path = path
         self.header = header
+        self._identity = _identity_of(path)
+        # Held for moments: nobody may read while the file is closed and opened again.
+        self._opening = threading.Lock()
+        self._readers = self._mapped_bytes = 0
+        self._environment = self._open()
+
+    def _open(self) -> Any:
         # readahead: whole files are read in order, and that is what the kernel is good at.
-        self._environment: Any = lmdb.open(
-            str(path), subdir=False, readonly=True, lock=False, readahead=True, max_spare_txns=4
+        return lmdb.open(
+            str(self.path),
+            subdir=False,
+            readonly=True,
+            lock=False,
+            readahead=True,
+            max_spare_txns=4,
         )
 
     @property
@@ -63,9 +81,8 @@ class LMDBFile:
 
     @cached_property
     def _keys(self) -> tuple[NDArray[np.int64], int]:
-        with self._transaction() as transaction, transaction.cursor() as cursor:
-            keys = list(cursor.iternext(keys=True, values=False))
-            known = sum(transaction.get(key) is not None for key in _NO_ROWS)
+        keys = list(self._all_keys())
+        known = len({*keys}.intersection(_NO_ROWS))
         of_rows = [
             key
             for key in keys
@@ -75,11 +92,26 @@ class LMDBFile:
         ids.sort()
         return ids, len(keys) - len(ids) - known
 
+    def _all_keys(self) -> Iterator[bytes]:
+        # To look at a key maps the rows around it too.
+        bytes_a_key = max(1, self.header.file_size // max(1, self.header.entries))
+        at_a_time = max(1, _MOST_MAPPED_BYTES // bytes_a_key)
+        following = b""
+        while True:
+            with self._transaction() as transaction, transaction.cursor() as cursor:
+                if not cursor.set_range(following):
+                    return
+                some = list(islice(cursor.iternext(keys=True, values=False), at_a_time))
+            yield from some
+            following = some[-1] + b"\0"
+            self._count_mapped(len(some) * bytes_a_key)
+
     def values(self, ids: Sequence[int]) -> list[bytes]:
         """Return the raw rows of ``ids``, copied out of the map."""
         with self._transaction() as transaction:
             found = [transaction.get(b"%d" % row) for row in ids]
         self._require_all(ids, found)
+        self._count_mapped(_mapped_by(found))
         return found
 
     def map_values(
@@ -92,7 +124,10 @@ class LMDBFile:
         with self._transaction(buffers=True) as transaction:
             found = [transaction.get(b"%d" % row) for row in ids]
             self._require_all(ids, found)
-            return function(found)
+            result = function(found)
+            mapped = _mapped_by(found)
+        self._count_mapped(mapped)
+        return result
 
     def _require_all(self, ids: Sequence[int], found: Sequence[Any]) -> None:
         for row, value in zip(ids, found, strict=True):
@@ -101,11 +136,36 @@ class LMDBFile:
 
     @contextmanager
     def _transaction(self, *, buffers: bool = False) -> Iterator[Any]:
+        with self._opening:
+            self._readers += 1
         try:
             with self._environment.begin(buffers=buffers) as transaction:
                 yield transaction
         except lmdb.Error as error:
             raise SourceError(f"{self.path}: {error}; replace it with a good copy") from error
+        finally:
+            with self._opening:
+                self._readers -= 1
+
+    def _count_mapped(self, size: int) -> None:
+        """Open the file anew once much of it is mapped, so that memory stays flat."""
+        with self._opening:
+            self._mapped_bytes += size
+            if self._mapped_bytes < _MOST_MAPPED_BYTES or self._readers:
+                return
+            self._mapped_bytes = 0
+            self._environment.close()
+            try:
+                self._environment = self._open()
+                same = _identity_of(self.path) == self._identity
+            except (OSError, lmdb.Error) as error:
+                raise SourceError(
+                    f"{self.path}: cannot be opened again ({_cause(error)}); run the index again"
+                ) from error
+        if not same:
+            raise SourceError(
+                f"{self.path}: was replaced by another file while it was read; run the index again"
+            )
 
     def close(self) -> None:
         """Close it; nothing may be read any more."""
@@ -121,8 +181,7 @@ class _Registry:
 
     def get(self, path: Path) -> LMDBFile:
         header = header_of(path)
-        status = path.stat()
-        identity = (status.st_dev, status.st_ino)
+        identity = _identity_of(path)
         with self.lock:
             file = self.open.get(identity)
             if file is not None and file.header == header:
@@ -201,6 +260,15 @@ def _open_once_free(path: Path, header: LMDBHeader) -> LMDBFile:
                     f"{path}: open in this process already, by ase.db perhaps; close it there"
                 ) from error
             time.sleep(0.001)
+
+
+def _mapped_by(rows: Sequence[Any]) -> int:
+    return max(sum(map(len, rows)), len(rows) * _MAPPED_FOR_A_ROW)
+
+
+def _identity_of(path: Path) -> _Identity:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _cause(error: Exception) -> str:

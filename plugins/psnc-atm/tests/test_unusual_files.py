@@ -14,6 +14,7 @@ import lmdb
 import numpy as np
 import orjson
 import pytest
+from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from data import change_raw_row, contents, molecules, raw_row, write_database, write_dataset
@@ -279,3 +280,48 @@ def test_numbers_are_read_to_the_last_bit() -> None:
     }
     structure = RowDecoder()(zlib.compress(json.dumps(row).encode()))
     assert structure.positions.tobytes() == positions.tobytes()
+
+
+def test_memory_does_not_grow_with_the_size_of_a_file(tmp_path: Path) -> None:
+    atoms = Atoms("H300", positions=np.random.default_rng(0).normal(size=(300, 3)))
+    path = tmp_path / "data.aselmdb"
+    write_database(path, [atoms])
+    value = raw_row(path, b"1")
+    with (
+        lmdb.open(str(path), subdir=False, map_size=2**30) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        for row in range(2, 60_001):
+            transaction.put(b"%d" % row, value)
+    assert path.stat().st_size > 600 * 2**20
+    program = (
+        "import re, sys\n"
+        "from pathlib import Path\n"
+        "from psnc_atm import ASELMDBSource\n"
+        "def peak():\n"
+        "    status = Path('/proc/self/status').read_text()\n"
+        "    return int(re.search(r'VmHWM:\\s+(\\d+)', status)[1]) / 1024\n"
+        "source = ASELMDBSource(sys.argv[1])\n"
+        "before = peak()\n"
+        "counted = len(source.atom_counts(0))\n"
+        "print(counted, sum(1 for _ in source[0]), peak() - before)\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program, str(path)], check=True, capture_output=True, text=True
+    )
+    counted, read, grown = said.stdout.split()
+    assert (counted, read) == ("60000", "60000")
+    assert float(grown) < 400
+
+
+def test_a_file_that_is_replaced_while_it_is_read_fails_its_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psnc_atm.lmdb_file._MOST_MAPPED_BYTES", 1)
+    for name in ("data", "other"):
+        write_database(tmp_path / f"{name}.aselmdb", molecules(200))
+    reading = iter(ASELMDBSource(tmp_path / "data.aselmdb")[0])
+    next(reading)
+    (tmp_path / "other.aselmdb").rename(tmp_path / "data.aselmdb")
+    with pytest.raises(SourceError, match=r"data\.aselmdb: was replaced by another file while it"):
+        list(reading)
