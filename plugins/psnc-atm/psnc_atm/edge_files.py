@@ -238,7 +238,7 @@ def _smallest(values: NDArray[Any]) -> type[np.signedinteger[Any]]:
 
 def _compressed(values: Ints) -> bytes:
     narrow = np.ascontiguousarray(values, dtype=np.dtype(_smallest(values)).newbyteorder("<"))
-    compressed = bytes(_CODEC.encode(narrow.reshape(-1)))
+    compressed = bytes(_CODEC.encode(narrow.reshape(-1))) if narrow.size else b""
     return _SIZE.pack(narrow.itemsize, len(compressed)) + compressed
 
 

@@ -61,6 +61,10 @@ def hold_edges(store: ZarrStore) -> Iterator[None]:
             yield
     except FileNotFoundError as error:
         raise StageError(f"{store.path} has been deleted while it was written to") from error
+    except PermissionError as error:
+        raise StageError(
+            f"{store.path} cannot be written ({error.strerror}); make it writable"
+        ) from error
 
 
 def join_edges(store: ZarrStore, encoding: Encoding) -> bool:
@@ -269,7 +273,13 @@ class _Column:
 
     def _write(self, count: int) -> None:
         rows = np.concatenate(self._waiting)
-        self._array[self._written : self._written + count] = rows[:count]
+        try:
+            self._array[self._written : self._written + count] = rows[:count]
+        except OSError as error:
+            raise StageError(
+                f"{self._array.store_path}: edges cannot be joined ({error.strerror}); see to it "
+                "and gather again (psnc gather)"
+            ) from error
         self._written += count
         self._waiting, self._count = [rows[count:]], len(rows) - count
 
@@ -283,6 +293,10 @@ def _publish(store: ZarrStore, heads: Heads, arrays: Mapping[str, zarr.Array[Any
     changed = [i for i in sorted({*now, *heads}) if now.get(i) != heads.get(i)]
     if changed:
         raise _WrittenMeanwhileError(f"index {changed[0]}")
+    # A process that was killed may have made rows visible, and not said that they are whole.
+    marks = store.read(WRITTEN, 0, len(store.rows_before) - 1)
+    for index in np.flatnonzero(marks == 0).tolist():
+        store.mask_out(index)
     root = _read(store.path / "zarr.json")
     metadata = root["consolidated_metadata"]["metadata"]
     for name, array in arrays.items():

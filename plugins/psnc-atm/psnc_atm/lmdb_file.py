@@ -34,7 +34,7 @@ _ID_DIGITS = 18  # more do not fit into int64
 _ZERO = ord("0")
 _WAIT_FOR_CLOSE_SECONDS = 1.0
 # What has been read of a file counts as memory of the process until the file is closed.
-_MOST_MAPPED_BYTES = 2**28
+_MOST_MAPPED_BYTES = 2**27
 # Systems map what is around a page too. A row takes two pages: that of its key, which may be
 # anywhere, and that where it begins.
 _MAPPED_FOR_A_ROW = 2 * 2**16

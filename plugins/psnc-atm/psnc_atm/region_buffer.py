@@ -16,7 +16,7 @@ from psnc_atm.edge_files import EdgeBuffer
 from psnc_atm.fields import EDGE_FIELDS, FIELDS, OPTIONAL
 from psnc_atm.store_plan import FieldSpec, require_structure
 
-__all__ = ["Column", "RegionBuffer"]
+__all__ = ["Column", "RegionBuffer", "holds"]
 
 # Joining some structures at a time costs a fraction of putting each into its place. A few dozen
 # are enough for that, and large ones are joined before they take much memory.
@@ -232,6 +232,12 @@ class RegionBuffer:
             np.copyto(place, value, casting="same_kind")
         except TypeError as error:
             raise StageError(f"{self._place(position)}: {spec.name}: {error}") from error
+        if value.dtype.kind in "iu" and not holds(place, value):
+            raise StageError(
+                f"{self._place(position)}: {spec.name} has {value.dtype.name} numbers that "
+                f"{spec.dtype}, for which the store was laid out, cannot hold; convert it in a "
+                "filter"
+            )
 
     def _put_nothing(self, spec: FieldSpec, place: NDArray[Any], position: int) -> None:
         if spec.group == "core" and FIELDS[spec.name].zero_if_missing:
@@ -246,6 +252,11 @@ class RegionBuffer:
 
     def _place(self, position: int) -> str:
         return f"index {self.index}, structure {self.kept_rows + position}"
+
+
+def holds(stored: NDArray[Any], integers: NDArray[Any]) -> bool:
+    """Whether integers are in an array of another dtype as they were."""
+    return bool((stored == integers).all() and (stored.astype(integers.dtype) == integers).all())
 
 
 def _none_has(block: Sequence[AtomicData], names: Sequence[str]) -> bool:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from psnc.errors import StageError
+from psnc_atm.index_claim import IndexClaim
 from psnc_atm.joined_edges import withdraw_edges
 from psnc_atm.region_buffer import RegionBuffer
 from psnc_atm.zarr_store import WRITTEN, ZarrStore
 
-__all__ = ["RegionWriter", "mask_out"]
+__all__ = ["RegionWriter"]
 
 
 class RegionWriter:
@@ -17,7 +21,8 @@ class RegionWriter:
 
     The store is locked for each of these steps and not in between, so that somebody who lays it out
     anew, or enlarges it, need not wait until an index is done. What is written by then is moved
-    with the rest, and the writer goes on in the new layout.
+    with the rest, and the writer goes on in the new layout. If another run writes the index in
+    between, the rows of both would be mixed: the one that began first gives up.
 
     Parameters
     ----------
@@ -33,6 +38,7 @@ class RegionWriter:
         self._buffer = buffer
         self._store = store
         self._part = part
+        self._claim = IndexClaim()
         self._has_written = False
         self._rows_at_a_time = store.file_rows("meta/samples_mask")
         self._atoms_at_a_time = store.file_rows("meta/atoms_mask")
@@ -48,15 +54,13 @@ class RegionWriter:
 
     def write_whole_files(self) -> None:
         """Write what fills files; what others will share, or more structures, stays behind."""
-        with self._store.lock():
-            index = self._begin()
+        with self._begun(last=False) as index:
             self._write_columns(index, whole_files=True)
         self._done = (self._buffer.kept_rows, self._buffer.kept_atoms)
 
     def finish(self, mark: int) -> ZarrStore:
         """Write the rest, and then that the index is whole; return the current layout."""
-        with self._store.lock():
-            index = self._begin()
+        with self._begun(last=True) as index:
             self._write_columns(index, whole_files=False)
             self._clear_rest(index)
             if self._buffer.edges is not None:
@@ -65,8 +69,26 @@ class RegionWriter:
             self._write_masks(index, mark)
         return self._store
 
-    def _begin(self) -> int:
+    @contextmanager
+    def _begun(self, *, last: bool) -> Iterator[int]:
         """Find the index in the current layout, and mask it before the first row changes."""
+        with self._store.lock():
+            index = self._find()
+            with self._claim.held(self._store.path, index):
+                if not self._has_written:
+                    self._store.mask_out(index)
+                    self._claim.take(self._store.path, index, keep=not last)
+                    self._has_written = True
+                elif not self._claim.is_mine(self._store.path, index):
+                    raise StageError(
+                        f"{self._store.path}: another run began to write index "
+                        f"{self._buffer.index} meanwhile; run it again when that has ended"
+                    )
+                yield index
+                if last:
+                    self._claim.release(self._store.path, index)
+
+    def _find(self) -> int:
         current = self._store.current()
         index = current.parts[self._part].index_in_store(self._buffer.index)
         if current.room(index) != (self._buffer.rows, self._buffer.atoms):
@@ -80,9 +102,6 @@ class RegionWriter:
                 f"{current.path} was replaced while it was written to; run index "
                 f"{self._buffer.index} again"
             )
-        if not self._has_written:
-            mask_out(current, index)
-            self._has_written = True
         self._store = current
         return index
 
@@ -123,15 +142,6 @@ class RegionWriter:
             "system": int(self._store.rows_before[index]),
             "atom": int(self._store.atoms_before[index]),
         }
-
-
-def mask_out(store: ZarrStore, index: int) -> None:
-    """From here on the index counts as not written, should it have been before."""
-    if store.read(WRITTEN, index, index + 1).any():
-        store.clear(WRITTEN, index, index + 1)
-    row, row_end = (int(number) for number in store.rows_before[index : index + 2])
-    if store.read("meta/samples_mask", row, row_end).any():
-        store.clear("meta/samples_mask", row, row_end)
 
 
 def _first_true(count: int, length: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

@@ -101,6 +101,9 @@ def changes(store: ZarrStore, identity: Identity, source: Any, *, append: bool) 
         new = list(range(len(part), len(source)))
     elif then != identity:
         changed = changed_indices(then, identity)
+        if changed is None and append and not written and _may_be_replaced(then, identity):
+            # What was appended by mistake, and nothing was written of.
+            changed = set(range(len(source))) if len(source) >= len(part) else None
         same_indices = bool(changed) or len(source) == len(part)
         if changed is None or not same_indices or changed & written:
             raise _other_input(store, then, identity, written)
@@ -141,6 +144,10 @@ def _complete(identity: Identity) -> dict[str, Any]:
 def _files(identity: Identity) -> list[list[Any]]:
     files: list[list[Any]] = identity["input"].get("files") or []
     return files
+
+
+def _may_be_replaced(then: Identity, now: Identity) -> bool:
+    return _goes_on(then, now) and _difference_of_options(then, now) is None
 
 
 def _only_added(then: Identity, now: Identity) -> bool:

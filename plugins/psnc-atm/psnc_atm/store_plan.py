@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from attrs import frozen
+from attrs import evolve, frozen
 from numpy.typing import NDArray
 
 from psnc.errors import StageError
@@ -149,7 +149,8 @@ def plan_store(
     """
     counts, unplanned = count_atoms(pipeline.source, range(len(pipeline.source)))
     first, failed = _first_structure(pipeline, unplanned)
-    if first is None and failed:
+    if first is None and (failed or custom):
+        # Nothing says what the arrays of the custom fields are to be like.
         return None
     fields = _fields(first, names, custom, missing)
     return plan_of(fields, counts, unplanned, _edge_fields(first, names))
@@ -240,7 +241,12 @@ def _fields(
 ) -> tuple[FieldSpec, ...]:
     if first is None:
         nothing = AtomicData(atomic_numbers=np.empty(0, np.int64), positions=np.empty((0, 3)))
-        return tuple(_core_field(name, nothing, "refuse") for name in ALWAYS)
+        known = [name for name in names or () if name not in EDGE_FIELDS]
+        # Their shapes are known though there is no structure.
+        core = [_core_field(name, nothing, "nan") for name in (*ALWAYS, *known)]
+        if missing == "refuse":
+            return tuple(evolve(field, may_be_missing=False) for field in core)
+        return (*core, *_presence_fields(core))
     if names is None:
         present = (name for name in OPTIONAL if getattr(first, name) is not None)
         names = [name for name in present if not FIELDS[name].calculation_input]

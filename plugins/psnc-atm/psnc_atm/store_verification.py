@@ -15,6 +15,7 @@ from psnc.errors import IndexRangeError, PsncError, SourceError, StageError
 from psnc.index_ranges import ranges_text
 from psnc_atm.atomic_data import AtomicData
 from psnc_atm.fields import FIELDS, OPTIONAL
+from psnc_atm.region_buffer import holds
 from psnc_atm.store_parts import part_of_source
 from psnc_atm.stored_array import ChunkCache
 from psnc_atm.stored_structures import StoredField, StoredStructures, read_structures
@@ -308,7 +309,7 @@ class _Comparison:
     def _wanted(self, one: StoredField, structure: AtomicData, row: int) -> NDArray[Any] | None:
         """Return what the store should have, in its dtype; ``None`` if it does not matter."""
         if one.tells_of is not None:
-            return np.array(_value(one.tells_of, structure) is not None).reshape(1)
+            return np.full((1, *one.array.shape[1:]), _value(one.tells_of, structure) is not None)
         value = _value(one.name, structure) if one.attribute else structure.info.get(one.name)
         if value is None:
             return self._wanted_of_nothing(one, len(structure))
@@ -322,7 +323,10 @@ class _Comparison:
             if array.dtype.kind in "fc" and array.dtype.itemsize > dtype.itemsize:
                 self._rounded.add(one.key)
             with np.errstate(over="ignore", invalid="ignore"):
-                array = array.astype(dtype)
+                cast = array.astype(dtype)
+            if array.dtype.kind in "iu" and not holds(cast, array):
+                raise SourceError(f"{one.key} has integers that {dtype} cannot hold")
+            array = cast
         return array
 
     def _wanted_of_nothing(self, one: StoredField, atoms: int) -> NDArray[Any] | None:

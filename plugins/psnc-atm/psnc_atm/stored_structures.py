@@ -226,14 +226,15 @@ def _running_total(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
 class _Layout:
     """What tells the files of a store from those of another one at the same path."""
 
-    # psnc writes this file once, as it lays a store out; others keep to one directory.
+    # psnc writes this file once, as it lays a store out, and not when it enlarges one.
     file: str
     directory: str
     found: tuple[int, int]
 
     @classmethod
     def at(cls, path: Path) -> _Layout:
-        places = str(path / "psnc" / "zarr.json"), str(path)
+        of_psnc = (path / "psnc").exists()
+        places = str(path / ("core" if of_psnc else "psnc") / "zarr.json"), str(path)
         return cls(*places, cls._look(*places))
 
     def __call__(self) -> None:
@@ -355,6 +356,7 @@ def _fields(
     where: str,
 ) -> tuple[StoredField, ...]:
     levels = cast("Mapping[str, Mapping[str, Level]]", root.attrs.get("fields", {}))
+    masks = _masks_of_psnc(root)
     found: list[StoredField] = []
     for group in ("core", "custom"):
         if group not in root:
@@ -370,7 +372,9 @@ def _fields(
                     attribute=_attribute(name) if group == "core" else None,
                     level=level,
                     array=array,
-                    tells_of=_told_of(group, name, array, taken),
+                    tells_of=masks[f"{group}/{name}"]
+                    if f"{group}/{name}" in masks
+                    else _told_of(group, name, array, taken),
                 )
             )
     found.sort(key=_position)
@@ -390,6 +394,17 @@ def _level(group: str, name: str, array: StoredArray, lengths: tuple[int, int]) 
     if array.shape[0] == samples:
         return "system"
     return "atom" if array.shape[0] == atoms else "edge"
+
+
+def _masks_of_psnc(root: zarr.Group) -> dict[str, str | None]:
+    """Return, of each array that psnc made, of which field it says where that is missing."""
+    if "psnc" not in root:
+        return {}
+    specs = cast("Sequence[Mapping[str, Any]]", root["psnc"].attrs.get("fields", ()))
+    return {
+        f"{spec['group']}/{spec['name']}": (spec.get("presence_of") or "").partition("/")[2] or None
+        for spec in specs
+    }
 
 
 def _told_of(group: str, name: str, array: StoredArray, others: Iterable[str]) -> str | None:

@@ -125,6 +125,8 @@ class LocalArray:
 
     def _of_shard(self, content: bytes) -> NDArray[Any]:
         count = self.file_rows // self.chunk_rows
+        if len(content) < 16 * count + 4:
+            raise ValueError(f"it has {len(content)} bytes, and ends too early")
         index, checksum = content[-16 * count - 4 : -4], content[-4:]
         if google_crc32c.value(index) != int.from_bytes(checksum, "little"):
             raise ValueError("the checksum of its index is wrong")

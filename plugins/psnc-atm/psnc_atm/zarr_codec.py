@@ -31,12 +31,12 @@ def level_of(codec: str, level: int | None) -> int:
     ValueError
         If there is no such codec or level.
     """
-    if codec not in CODECS:
+    if not isinstance(codec, str) or codec not in CODECS:
         raise ValueError(f"unknown codec {codec!r}; choose from {', '.join(CODECS)}")
     lowest, usual, highest = CODECS[codec]
     if level is None:
         return usual
-    if not lowest <= level <= highest:
+    if not isinstance(level, int) or not lowest <= level <= highest:
         raise ValueError(f"codec {codec} has levels {lowest} to {highest}, and level is {level}")
     return level
 
@@ -104,4 +104,16 @@ def compressor_of(metadata: Mapping[str, Any] | None) -> Codec:
         )
     else:
         raise ValueError(f"codec {name} is none that psnc writes")
-    return Codec(made.encode, made.decode)
+    return Codec(made.encode, _of_whole_blocks(made.decode) if name == "blosc" else made.decode)
+
+
+def _of_whole_blocks(decode: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Refuse what is cut off, of which Blosc would decode whatever follows it in memory."""
+
+    def checked(content: Any) -> Any:
+        stated = int.from_bytes(content[12:16], "little")
+        if len(content) < 16 or stated != len(content):
+            raise ValueError(f"it has {len(content)} of {stated} bytes")
+        return decode(content)
+
+    return checked

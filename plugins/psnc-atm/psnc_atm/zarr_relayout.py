@@ -20,6 +20,7 @@ import numpy as np
 from psnc.errors import StageError
 from psnc.index_ranges import runs_of
 from psnc_atm.edge_files import carry_edge_files
+from psnc_atm.index_claim import carry_claims
 from psnc_atm.store_plan import StorePlan
 from psnc_atm.zarr_store import (
     WRITTEN,
@@ -112,6 +113,7 @@ def lay_out_anew(
             _copy_indices(store, laid_out, first, last)
         for index in changed.intersection(kept):
             _forget(laid_out, index)
+        carry_claims(store.path, draft)
         if store.edge_fields:
             carry_edge_files(store.path, draft, [index for index in kept if index not in changed])
         _exchange(draft, store.path)

@@ -20,9 +20,9 @@ from psnc_atm.atomic_data import AtomicData
 from psnc_atm.fields import EDGE_FIELDS, OPTIONAL, Level
 from psnc_atm.joined_edges import hold_edges, join_edges
 from psnc_atm.region_buffer import RegionBuffer
-from psnc_atm.region_writer import RegionWriter, mask_out
+from psnc_atm.region_writer import RegionWriter
 from psnc_atm.store_parts import Changes, changes, part_of, plan_with_others
-from psnc_atm.store_plan import Missing, StorePlan, count_atoms, plan_store
+from psnc_atm.store_plan import Missing, StorePlan, count_atoms, plan_of, plan_store
 from psnc_atm.zarr_codec import CODECS, DEFAULT_CODEC, level_of
 from psnc_atm.zarr_growth import can_grow, enlarge, enlarged_parts
 from psnc_atm.zarr_relayout import lay_out_anew, take_back
@@ -39,6 +39,8 @@ logger = logging.getLogger("psnc_atm")
 _NOBODY = 1
 _NAMED_RUNS = 20
 _STORABLE = (*OPTIONAL, *EDGE_FIELDS)
+# A file is in memory as a whole while it is written.
+_MOST_ROWS = 2**31
 
 
 class AtomicDataZarrSink(Sink[AtomicData]):
@@ -83,7 +85,7 @@ class AtomicDataZarrSink(Sink[AtomicData]):
     append : bool
         Add the structures of this source behind those of others that are in the store.
     edges_per_chunk, edges_per_shard : int
-        As those of atoms, for arrays of edges. What edges are joined with may change.
+        As those of atoms, for arrays of edges.
 
     Raises
     ------
@@ -154,7 +156,13 @@ class AtomicDataZarrSink(Sink[AtomicData]):
                 raise StageError(f"unknown field {field!r}; choose from {', '.join(_STORABLE)}")
         if fields is not None and "unit_shifts" in fields and "edge_index" not in fields:
             raise StageError("fields has 'unit_shifts', which say nothing without 'edge_index'")
+        if isinstance(fields, str) or isinstance(custom, str):
+            raise StageError("fields is a list of names, and custom a mapping of names to levels")
         for field, of in (custom or {}).items():
+            if not field or field.startswith((".", "__")) or "/" in field or field == "zarr.json":
+                raise StageError(
+                    f"custom field {field!r} cannot be the name of an array; rename it in a filter"
+                )
             if of not in ("atom", "system"):
                 raise StageError(f"custom field {field!r} has level {of!r}; give atom or system")
         if missing not in get_args(Missing):
@@ -171,6 +179,7 @@ class AtomicDataZarrSink(Sink[AtomicData]):
         self._append = append
         self._store: ZarrStore | None = None
         self._part = 0
+        self._laid_out = True
         self._mark = _NOBODY
 
     def __getstate__(self) -> dict[str, Any]:
@@ -185,6 +194,7 @@ class AtomicDataZarrSink(Sink[AtomicData]):
         if store is not None:
             store = self._adapt(pipeline, store, identity)
             self._part = part_of(store, identity, append=self._append)
+        self._laid_out = store is not None
         self._store = store
         self._mark = _mark_of(pipeline)
         if store is not None:
@@ -238,7 +248,7 @@ class AtomicDataZarrSink(Sink[AtomicData]):
 
     def __call__(self, items: Iterator[AtomicData], index: int) -> list[str]:
         """Write the structures of one index and return the store's path."""
-        store = self._store or open_store(self._path)
+        store = (self._store or open_store(self._path)) if self._laid_out else None
         if store is None or self._part >= len(store.parts):
             self._consume(items)
             raise StageError(
@@ -285,7 +295,7 @@ class AtomicDataZarrSink(Sink[AtomicData]):
         except Exception:
             with store.lock():
                 current = store.current()
-                mask_out(current, self._place(current, index))
+                current.mask_out(self._place(current, index))
             raise
         self._store = writer.finish(self._mark)
 
@@ -295,6 +305,12 @@ class AtomicDataZarrSink(Sink[AtomicData]):
 
     def _plan(self, pipeline: Pipeline[AtomicData]) -> StorePlan | None:
         return plan_store(pipeline, self._fields, self._custom, self._missing)
+
+    @staticmethod
+    def _plan_of_part(pipeline: Pipeline[AtomicData], store: ZarrStore) -> StorePlan:
+        """Plan for an appended source, whose structures follow those that are there."""
+        counts, unplanned = count_atoms(pipeline.source, range(len(pipeline.source)))
+        return plan_of(store.fields, counts, unplanned, store.edge_fields)
 
     def _identity(self, source: Any) -> dict[str, Any]:
         if hasattr(source, "input_identity"):
@@ -348,7 +364,7 @@ class AtomicDataZarrSink(Sink[AtomicData]):
         identity: dict[str, Any],
         needed: Changes,
     ) -> None:
-        plan = self._plan(pipeline)
+        plan = self._plan(pipeline) if needed.part == 0 else self._plan_of_part(pipeline, store)
         if plan is None:
             return
         parts = enlarged_parts(store.parts, needed.part, identity, len(needed.new))
@@ -395,13 +411,17 @@ def _marks(store: ZarrStore) -> NDArray[np.uint64]:
 
 def _check_rows(chunks: Mapping[str, int], shards: Mapping[str, int | None]) -> None:
     for level, rows in chunks.items():
-        if rows < 1:
-            raise StageError(f"{level}s_per_chunk is {rows}; give 1 or more")
+        if not _is_whole_number(rows) or not 1 <= rows <= _MOST_ROWS:
+            raise StageError(f"{level}s_per_chunk is {rows!r}; give a whole number from 1 on")
         shard = shards[level]
-        if shard is not None and (shard < 1 or shard % rows):
+        if shard is not None and (not _is_whole_number(shard) or shard < 1 or shard % rows):
             raise StageError(
                 f"{level}s_per_shard is {shard}; give a multiple of {level}s_per_chunk, {rows}"
             )
+
+
+def _is_whole_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _completed(pipeline: Pipeline[Any]) -> set[int]:

@@ -185,6 +185,10 @@ class ZarrStore:
                 yield
         except FileNotFoundError as error:
             raise StageError(f"{self.path} has been deleted while it was written to") from error
+        except PermissionError as error:
+            raise StageError(
+                f"{self.path} cannot be written ({error.strerror}); make it writable"
+            ) from error
 
     def file_rows(self, name: str) -> int:
         """Return how many rows of an array are in one file."""
@@ -199,6 +203,14 @@ class ZarrStore:
         """Set rows of an array to zero."""
         with self._said(name):
             clear_region(self._arrays[name], start, stop)
+
+    def mask_out(self, index: int) -> None:
+        """From here on the index counts as not written, should it have been before."""
+        if self.read(WRITTEN, index, index + 1).any():
+            self.clear(WRITTEN, index, index + 1)
+        row, row_end = (int(number) for number in self.rows_before[index : index + 2])
+        if self.read("meta/samples_mask", row, row_end).any():
+            self.clear("meta/samples_mask", row, row_end)
 
     @contextmanager
     def _said(self, name: str) -> Iterator[None]:

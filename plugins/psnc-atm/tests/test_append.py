@@ -423,3 +423,34 @@ def test_edges_of_appended_sources_are_joined_with_those_that_are_there(tmp_path
 def all_structures(pipeline: Pipeline[Any]) -> Iterator[AtomicData]:
     for index in range(len(pipeline.source)):
         yield from pipeline.items(index)
+
+
+def test_a_wrong_append_can_be_put_right(tmp_path: Path) -> None:
+    first, second = months(tmp_path)
+    store = tmp_path / "out.zarr"
+    write(first, store)
+    wrong = Pipeline(
+        source=ASELMDBSource(second, dtype="float32"),
+        sink=pipeline_of(second, store).sink,
+        db_dir=tmp_path / "db-wrong",
+    )
+    run_pipeline(wrong, progress=False)
+    assert set(wrong.failed_indices) == {0, 1}
+    right = write(second, store)
+    assert right.completed_indices == {0, 1}
+    for pipeline in (pipeline_of(first, store), right):
+        report = verify_store(pipeline)
+        assert report, str(report)
+
+
+def test_a_dataset_that_is_open_can_be_read_on_while_another_is_appended(tmp_path: Path) -> None:
+    first, second = months(tmp_path)
+    store = tmp_path / "out.zarr"
+    write(first, store)
+    dataset = open_dataset(store, cache_bytes=0)
+    before = list(dataset)
+    write(second, store)
+    assert list(dataset) == before
+    dataset.refresh()
+    assert list(dataset)[: len(before)] == before
+    assert len(dataset) > len(before)

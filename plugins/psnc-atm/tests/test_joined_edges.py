@@ -304,7 +304,7 @@ def test_fields_say_whether_edges_are_stored(mixed: Path, tmp_path: Path) -> Non
 def test_fields_that_edges_cannot_have(mixed: Path, tmp_path: Path) -> None:
     with pytest.raises(StageError, match="'unit_shifts', which say nothing without 'edge_index'"):
         AtomicDataZarrSink(tmp_path / "out.zarr", fields=["unit_shifts"])
-    with pytest.raises(StageError, match="edges_per_chunk is 0; give 1 or more"):
+    with pytest.raises(StageError, match="edges_per_chunk is 0; give a whole number from 1 on"):
         AtomicDataZarrSink(tmp_path / "out.zarr", edges_per_chunk=0)
     with pytest.raises(StageError, match=r"'edge_index' is to be stored, but the first"):
         run(pipeline_of(mixed, tmp_path, Keep(99), fields=["edge_index"]))
@@ -576,3 +576,35 @@ def test_the_sink_keeps_the_rules_of_sinks_that_gather(mixed: Path) -> None:
     check_sink(
         lambda directory: AtomicDataZarrSink(directory / "out.zarr", edges_per_chunk=50), items
     )
+
+
+class OnlyCharge(Filter[AtomicData, AtomicData]):
+    """Keeps the structures of one index."""
+
+    def __init__(self, charge: float) -> None:
+        self.charge = charge
+
+    def __call__(self, items: Iterator[AtomicData]) -> Iterable[AtomicData]:
+        return (one for one in items if one.charge == self.charge)
+
+
+def test_an_index_that_keeps_no_structure_has_no_edges_and_is_joined(
+    mixed: Path, tmp_path: Path
+) -> None:
+    pipeline = pipeline_of(mixed, tmp_path, NeighbourList(2.0), OnlyCharge(1.0))
+    run(pipeline)
+    gather_pipeline(pipeline)
+    assert rows_of(tmp_path / "out.zarr")
+
+
+def test_rows_that_a_killed_process_made_visible_are_hidden_when_edges_are_joined(
+    mixed: Path, tmp_path: Path
+) -> None:
+    pipeline = pipeline_of(mixed, tmp_path)
+    run(pipeline)
+    path = tmp_path / "out.zarr"
+    store = open_store(path)
+    assert store is not None
+    store.clear("psnc/written", 1, 2)  # what is written last
+    gather_pipeline(pipeline)
+    assert_joined(pipeline, path, [0, 2, 3])

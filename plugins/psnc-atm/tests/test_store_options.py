@@ -15,7 +15,7 @@ from data import contents
 from structures import molecule
 
 from psnc import Filter, Pipeline, Source, StageError, run_pipeline
-from psnc_atm import ASELMDBSource, AtomicData, AtomicDataZarrSink
+from psnc_atm import ASELMDBSource, AtomicData, AtomicDataZarrSink, open_dataset, verify_store
 
 
 class Given(Source[AtomicData]):
@@ -272,3 +272,146 @@ def test_a_large_index_takes_little_memory(tmp_path: Path) -> None:
     assert isinstance(positions, zarr.Array)
     assert positions.nbytes == 4_800_000
     assert peak < positions.nbytes / 2
+
+
+def test_a_store_with_missing_fields_is_compared_with_its_source(tmp_path: Path) -> None:
+    given = [molecule([1], energy=1.0), molecule([1, 8], 1), molecule([8], 2, energy=2.0)]
+    pipeline = write(Given(given), tmp_path / "out.zarr", missing="nan")
+    assert [one.energy for one in open_dataset(tmp_path / "out.zarr")] == [1.0, None, 2.0]
+    report = verify_store(pipeline)
+    assert report, str(report)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (np.int8(3), 300),
+        (np.int32(1), 2**40),
+        (np.int64(1), np.uint64(2**64 - 1)),
+        (np.float32(1), 16_777_217),
+    ],
+)
+def test_integers_that_do_not_fit_are_refused_rather_than_changed(
+    tmp_path: Path, first: Any, second: Any
+) -> None:
+    given = [[molecule([1], info={"kind": first})], [molecule([1], info={"kind": second})]]
+    pipeline = write(Given(*given), tmp_path / "out.zarr", custom={"kind": "system"})
+    assert pipeline.completed_indices == {0}
+    assert "numbers that" in pipeline.failed_indices[1]
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "zarr.json", "__own"])
+def test_custom_fields_that_cannot_name_an_array_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(StageError, match="cannot be the name of an array"):
+        AtomicDataZarrSink(tmp_path / "out.zarr", custom={name: "system"})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"atoms_per_chunk": 1.5},
+        {"atoms_per_chunk": "8"},
+        {"atoms_per_chunk": True},
+        {"atoms_per_chunk": 2**40},
+        {"atoms_per_shard": 16_384.0},
+        {"level": 1.5},
+        {"codec": ["zstd"]},
+        {"fields": "energy"},
+    ],
+)
+def test_options_of_another_type_are_refused_in_one_line(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    with pytest.raises(StageError) as caught:
+        AtomicDataZarrSink(tmp_path / "out.zarr", **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_custom_field_with_the_name_of_a_mask_is_none(tmp_path: Path) -> None:
+    given = [molecule([1], energy=1.0, info={"has_energy": False})]
+    write(Given(given), tmp_path / "out.zarr", custom={"has_energy": "system"})
+    [found] = open_dataset(tmp_path / "out.zarr")
+    assert (found.energy, found.info) == (1.0, {"has_energy": False})
+
+
+def test_fields_that_are_named_are_stored_though_nothing_came_at_first(tmp_path: Path) -> None:
+    write(Given([]), tmp_path / "out.zarr", fields=["energy", "forces"])
+    stored = contents(tmp_path / "out.zarr")
+    assert stored["core/energy"].shape == (0, 1)
+    assert stored["core/forces"].shape == (0, 3)
+
+
+def test_a_run_that_could_not_lay_out_leaves_the_store_of_another_alone(tmp_path: Path) -> None:
+    class Unreadable(Given):
+        broken = True
+
+        def __getitem__(self, index: int) -> Iterator[AtomicData]:
+            if self.broken:
+                raise ValueError("not today")
+            return super().__getitem__(index)
+
+    store = tmp_path / "out.zarr"
+    late = Unreadable([molecule([8], 3)])
+    sink = AtomicDataZarrSink(store)
+    sink.prepare(Pipeline(source=late, sink=sink, track_metrics=False))
+    write(Given([molecule([1], 1)]), store)
+    before = contents(store)
+    late.broken = False
+    with pytest.raises(StageError, match="not laid out"):
+        sink(late[0], 0)
+    after = contents(store)
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name])
+
+
+class Moved(Filter[AtomicData, AtomicData]):
+    """Moves the atoms, in every direction."""
+
+    def __init__(self, by: float) -> None:
+        self.by = by
+
+    def __call__(self, items: Iterator[AtomicData]) -> Iterable[AtomicData]:
+        return (evolve(one, positions=one.positions + self.by) for one in items)
+
+
+def test_an_index_that_another_run_writes_meanwhile_is_not_mixed(tmp_path: Path) -> None:
+    given = Given([molecule([1, 1], number) for number in range(200)])
+    store = tmp_path / "out.zarr"
+    sinks = [AtomicDataZarrSink(store, atoms_per_chunk=16, systems_per_chunk=8) for _ in range(2)]
+    first, second = (
+        Pipeline(source=given, filters=[Moved(by)], sink=sink, track_metrics=False)
+        for by, sink in zip((100.0, 200.0), sinks, strict=True)
+    )
+    for pipeline, sink in zip((first, second), sinks, strict=True):
+        sink.prepare(pipeline)
+
+    def interrupted() -> Iterator[AtomicData]:
+        for number, structure in enumerate(first.items(0)):
+            if number == 150:
+                sinks[1](iter(second.items(0)), 0)
+            yield structure
+
+    with pytest.raises(StageError, match="another run began to write index 0 meanwhile"):
+        sinks[0](interrupted(), 0)
+    sinks[0](iter(first.items(0)), 0)
+    dataset = open_dataset(store)
+    assert len(dataset) == 200
+    assert all((one.positions < 150).all() for one in dataset)
+    assert list((store / "psnc/written").glob("writing*")) == []
+
+
+@pytest.mark.parametrize("shard", [None, 32])
+def test_a_file_that_is_cut_off_is_not_written_to(tmp_path: Path, shard: int | None) -> None:
+    given = Given([molecule([1] * 10, 0)], [molecule([1] * 10, 1)], [molecule([1] * 10, 2)])
+    store = tmp_path / "out.zarr"
+    options: dict[str, Any] = {"atoms_per_chunk": 16, "atoms_per_shard": shard}
+    write(given, store, **options)
+    chunk = store / "core/positions/c.0.0"
+    whole = chunk.read_bytes()
+    sink = AtomicDataZarrSink(store, **options)
+    sink.prepare(Pipeline(source=given, sink=sink, track_metrics=False))
+    for size in (0, 10, len(whole) - 3):
+        chunk.write_bytes(whole[:size])
+        with pytest.raises(StageError, match="cannot be decoded"):
+            sink(given[1], 1)
+        assert chunk.read_bytes() == whole[:size]

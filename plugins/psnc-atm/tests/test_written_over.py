@@ -26,7 +26,6 @@ from data import (
 
 from psnc import Filter, Pipeline, Source, StageError, run_pipeline
 from psnc_atm import ASELMDBSource, AtomicData, AtomicDataZarrSink, zarr_sink
-from psnc_atm.region_writer import mask_out
 
 
 class Flaky(Filter[AtomicData, AtomicData]):
@@ -292,7 +291,7 @@ def test_what_another_driver_runs_again_meanwhile_is_not_taken_for_lost(
     def look_as_it_runs_again(store: Any) -> Any:
         monkeypatch.undo()
         first.reset_index(0)
-        mask_out(store, 0)
+        store.mask_out(0)
         seen = look_at_marks(store)
         assert first[0]
         return seen
