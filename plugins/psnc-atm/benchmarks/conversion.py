@@ -44,7 +44,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from psnc import Pipeline, run_pipeline
 from psnc_atm import ASELMDBSource, AtomicDataZarrSink
 
-LIBRARIES = ("ase", "ase-db-backends", "lmdb", "numpy", "orjson", "zarr", "numcodecs")
+LIBRARIES = ("ase", "ase-db-backends", "isal", "lmdb", "numpy", "orjson", "zarr", "numcodecs")
 # Rows that are written one by one; further files have the same rows under other ids.
 WRITTEN_ROWS = 5_000
 # ase.db takes so long that a part of the files says enough.
