@@ -1,6 +1,7 @@
 """What it takes to bring .aselmdb files into one Zarr store, from bare decoding to the last byte.
 
-python benchmarks/conversion.py [--files 8] [--rows 5000] [--atoms 50] [--repeats 5] [--memory]
+python benchmarks/conversion.py [--files 8] [--rows 5000] [--atoms 50] [--repeats 5] [--metadata]
+python benchmarks/conversion.py --memory
 
 All ways read the same files, which ase-db-backends wrote. They take turns, so that a slow spell of
 the machine does not fall on one of them; figures are medians over the turns, and only their ratios
@@ -13,8 +14,9 @@ mean anything on another machine.
 - **store**: ``run_pipeline`` from nothing to the finished store, with the plan, the database that
   records every index, and the start of the workers.
 
-``--memory`` measures the peak memory of a process that writes one index of 20,000 rows, and one of
-200,000.
+``--metadata`` puts a ``metadata.npz`` beside the files, as fairchem's datasets have it: a store is
+then laid out without a look at each row. ``--memory`` measures the peak memory of a process that
+writes one index of 20,000 rows, and one of 200,000.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ WRITTEN_ROWS = 5_000
 ROWS_THROUGH_ASE = 2_000
 
 
-def write_files(directory: Path, files: int, rows: int, atoms: int) -> None:
+def write_files(directory: Path, files: int, rows: int, atoms: int, *, metadata: bool) -> None:
     """Write molecules of ``atoms`` atoms on average, with energies, forces, charge and spin."""
     written = directory.parent / "written.aselmdb"
     random = np.random.default_rng(0)
@@ -68,6 +70,10 @@ def write_files(directory: Path, files: int, rows: int, atoms: int) -> None:
     values = [value for key, value in raw_rows(written) if key.isdigit()]
     for number in range(files):
         copy_rows(directory / f"data{number:04}.aselmdb", values, number * rows, rows)
+    if metadata:
+        sizes = [orjson.loads(zlib.decompress(value))["numbers"]["__ndarray__"] for value in values]
+        natoms = np.resize([shape[0] for shape, *_ in sizes], files * rows)
+        np.savez(directory / "metadata.npz", natoms=natoms)
 
 
 def raw_rows(path: Path) -> Iterator[tuple[bytes, bytes]]:
@@ -218,6 +224,7 @@ def main() -> None:
     parser.add_argument("--atoms", type=int, default=50, help="atoms a structure, on average")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--options", default="{}", help="of AtomicDataZarrSink, a Python dict")
+    parser.add_argument("--metadata", action="store_true", help="put a metadata.npz beside them")
     parser.add_argument("--memory", action="store_true", help="measure memory instead of time")
     parser.add_argument("--convert", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -233,13 +240,14 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory(dir=".") as place:
         directory = Path(place).absolute() / "data"
-        write_files(directory, arguments.files, arguments.rows, arguments.atoms)
+        size = (arguments.files, arguments.rows, arguments.atoms)
+        write_files(directory, *size, metadata=arguments.metadata)
         if arguments.memory:
             for rows in (20_000, 200_000):
                 print(f"{rows:8} rows: {measure_memory(directory, rows, sink_options):8.0f} MB")
         else:
-            size = size_of(directory) / 1e6
-            print(f"{arguments.files} files of {arguments.rows} rows, {size:.0f} MB")
+            megabytes = size_of(directory) / 1e6
+            print(f"{arguments.files} files of {arguments.rows} rows, {megabytes:.0f} MB")
             compare(directory, arguments.repeats, sink_options)
 
 
