@@ -189,9 +189,9 @@ class ASESource(StructureFiles):
         self._starts[str(path)] = size, np.array(starts, dtype=np.int64)
         return count
 
-    def _indices_of(self, path: Path) -> int:
+    def _count_or_none(self, path: Path) -> int | None:
         try:
-            return super()._indices_of(path)
+            return super()._count_or_none(path)
         except _NoFramesError as refused:
             raise SourceError(str(refused)) from None
 

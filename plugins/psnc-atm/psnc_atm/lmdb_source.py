@@ -231,8 +231,11 @@ class ASELMDBSource(Source[AtomicData]):
         position = self._position_of(index)
         if self._rows_per_index is None:
             return self._names[position]
-        start = (index - int(self._first_index[position])) * self._rows_per_index
-        return f"{self._names[position]} from row {start} on"
+        rows = self._slice_of(index, position)
+        # The end tells a last index that has grown from what it was.
+        count = self._row_counts[position]
+        stop = rows.stop if count is None else min(rows.stop, count)
+        return f"{self._names[position]}, rows {rows.start} to {stop - 1}"
 
     @cached_property
     def _first_index(self) -> NDArray[np.int64]:

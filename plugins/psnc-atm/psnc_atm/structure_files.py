@@ -73,7 +73,11 @@ class StructureFiles(Source[AtomicData]):
         """Return the name of the index's file, and its place in it if that has several."""
         run = self._run_of(index)
         name = self._names[run.position]
-        return name if run.size is None else f"{name} from {self._unit} {run.start} on"
+        if run.size is None:
+            return name
+        # The end tells a last index that has grown from what it was.
+        stop = min(run.start + run.size, self._counts[run.position] or run.size)
+        return f"{name}, {self._unit}s {run.start} to {stop - 1}"
 
     def input_identity(self) -> dict[str, Any]:
         """Say what the indices are made from, so that a later run can tell whether it changed."""
@@ -113,15 +117,21 @@ class StructureFiles(Source[AtomicData]):
         """Of each file its first index, and the number of indices at the end."""
         counts = [1] * len(self._names)
         if self._per_index is not None:
-            counts = [self._indices_of(self._root / name) for name in self._names]
+            # One index of a file that cannot be read, so that there is one to fail.
+            found = (1 if count is None else count for count in self._counts)
+            counts = [-(-count // self._per_index) for count in found]
         return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
-    def _indices_of(self, path: Path) -> int:
-        assert self._per_index is not None
+    @cached_property
+    def _counts(self) -> list[int | None]:
+        """The number of structures of each file; ``None`` of one that cannot be read."""
+        return [self._count_or_none(self._root / name) for name in self._names]
+
+    def _count_or_none(self, path: Path) -> int | None:
         try:
-            return -(-self._count(path) // self._per_index)
+            return self._count(path)
         except SourceError:
-            return 1  # so that there is an index to fail
+            return None  # its own index says why when it runs
 
 
 def bad_entry(path: Path, unit: str, number: object, error: BaseException) -> SourceError:

@@ -108,7 +108,7 @@ def test_rows_come_in_order_without_those_that_were_deleted(suffix: str, tmp_pat
     cut = ASEDatabaseSource(path, rows_per_index=40)
     assert [len(list(each)) for each in cut] == [40, 40, 40, 25]
     assert [s.info["number"] for each in cut for s in each] == left
-    assert cut.index_name(1) == f"rows{suffix} from row 40 on"
+    assert cut.index_name(1) == f"rows{suffix}, rows 40 to 79"
     assert [s.info["number"] for s in pickle.loads(pickle.dumps(cut))[3]] == left[120:]
 
 

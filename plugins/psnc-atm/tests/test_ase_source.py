@@ -57,7 +57,7 @@ def test_runs_of_frames_are_indices(name: str, frames: int, tmp_path: Path) -> N
         assert [len(part) for part in parts[:-1]] == [frames] * (of_a_file - 1)
         assert [structure for part in parts for structure in part] == list(file)
     assert counts(cut) == [[len(structure) for structure in each] for each in cut]
-    assert cut.index_name(of_a_file) == f"b{name} from frame 0 on"
+    assert cut.index_name(of_a_file) == f"b{name}, frames 0 to {min(frames, 7) - 1}"
     copy = pickle.loads(pickle.dumps(cut))
     assert [list(each) for each in copy] == [list(each) for each in cut]
 
