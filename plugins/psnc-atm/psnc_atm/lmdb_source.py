@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from attrs import frozen
 from numpy.typing import NDArray
 
 from psnc.errors import SourceError
@@ -18,7 +18,7 @@ from psnc.stages import Param, Source
 from psnc_atm.atomic_data import AtomicData
 from psnc_atm.dataset_metadata import DatasetMetadata, find_metadata
 from psnc_atm.lmdb_file import LMDBFile, header_of, open_file, row_count
-from psnc_atm.lmdb_header import fingerprint
+from psnc_atm.lmdb_header import LMDBHeader, fingerprint
 from psnc_atm.row_codec import BAD_ROW, RowDecoder, atom_count, atom_counts_of_heads
 
 __all__ = ["ASELMDBSource"]
@@ -33,8 +33,16 @@ _SUFFIX = ".aselmdb"
 _ROWS_AT_A_TIME = 64
 _HEADS_AT_A_TIME = 1024
 # With several indices a file, listing its ids anew for each would cost more than reading few rows.
-_KEPT_OPEN = 4
+# They are kept, and not the open file, which nobody else in this process could open then.
+_KEPT_LISTS = 4
 _USUAL = {"dtype": "float64", "constraints": "keep", "data": "keep"}
+
+
+@frozen(eq=False)
+class _ListOfIds:
+    path: Path
+    header: LMDBHeader
+    ids: NDArray[np.int64]
 
 
 class ASELMDBSource(Source[AtomicData]):
@@ -120,15 +128,15 @@ class ASELMDBSource(Source[AtomicData]):
         self._decode = RowDecoder(dtype, constraints=constraints == "keep", data=data == "keep")
         self._skips = on_bad_row == "skip"
         self._skipped: dict[int, int] = {}
-        self._kept_open: deque[LMDBFile] = deque(maxlen=_KEPT_OPEN)
+        self._kept_lists: tuple[_ListOfIds, ...] = ()
         self._directory, self._names = _list_files(Path(data_dir))
         self._metadata: DatasetMetadata | None = None
         if metadata and Path(data_dir).is_dir():
             self._metadata = find_metadata(self._directory, lambda: self._row_counts)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave open files behind: they never cross to another process."""
-        return {**self.__dict__, "_kept_open": deque(maxlen=_KEPT_OPEN), "_skipped": {}}
+        """Leave behind what each process finds out itself."""
+        return {**self.__dict__, "_kept_lists": (), "_skipped": {}}
 
     def __len__(self) -> int:
         """Return the number of indices."""
@@ -269,13 +277,20 @@ class ASELMDBSource(Source[AtomicData]):
         file = open_file(self._directory / self._names[position])
         if self._rows_per_index is None:
             return file, file.ids
-        if file not in self._kept_open:
-            self._kept_open.append(file)
+        return file, self._ids_of(file)[self._slice_of(index, position)]
+
+    def _ids_of(self, file: LMDBFile) -> NDArray[np.int64]:
+        for kept in self._kept_lists:
+            if kept.path == file.path and kept.header == file.header:
+                return kept.ids
         if file.other_keys:
             raise SourceError(
                 f"{file.path}: has keys that are no row ids; read it without rows_per_index"
             )
-        return file, file.ids[self._slice_of(index, position)]
+        # One assignment, since threads share a source.
+        kept = _ListOfIds(file.path, file.header, file.ids)
+        self._kept_lists = (*self._kept_lists[1 - _KEPT_LISTS :], kept)
+        return kept.ids
 
     def _told_counts(self, index: int) -> NDArray[np.int64] | None:
         """Return what ``metadata.npz`` says of an index, if it is used and does."""

@@ -213,8 +213,11 @@ def test_pickling_is_small_and_keeps_no_file(dataset: Path) -> None:
     assert list(pickle.loads(pickled)[3]) == before
 
 
-def test_a_file_is_free_for_others_once_it_is_read(dataset: Path) -> None:
-    source = ASELMDBSource(dataset)
+@pytest.mark.parametrize("rows_per_index", [None, 20])
+def test_a_file_is_free_for_others_once_it_is_read(
+    dataset: Path, rows_per_index: int | None
+) -> None:
+    source = ASELMDBSource(dataset, rows_per_index)
     rows = iter(source[0])
     next(rows)
     del rows
