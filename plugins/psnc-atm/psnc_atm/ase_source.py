@@ -146,8 +146,12 @@ class ASESource(StructureFiles):
                 raise SourceError(f"{path} is a database; {_reader_of(path)}")
             get_ioformat(format)
         except UnknownFileTypeError as error:
-            if path.suffix in (".xyz", ".extxyz") and path.stat().st_size == 0:
-                return "extxyz"
+            if path.stat().st_size == 0:
+                if path.suffix in (".xyz", ".extxyz"):
+                    return "extxyz"
+                raise SourceError(
+                    f"{path}: the file is empty; replace it with a good copy"
+                ) from error
             raise SourceError(
                 f"{path}: ASE does not know its format ({cause_of(error)}); say which it is "
                 "(format=...), or leave the file out (pattern=...)"

@@ -20,6 +20,7 @@ from psnc_atm.dataset_metadata import DatasetMetadata, find_metadata
 from psnc_atm.lmdb_file import LMDBFile, header_of, open_file, row_count
 from psnc_atm.lmdb_header import LMDBHeader, fingerprint
 from psnc_atm.row_codec import BAD_ROW, RowDecoder, atom_count, atom_counts_of_heads
+from psnc_atm.structure_files import check_per_index
 
 __all__ = ["ASELMDBSource"]
 
@@ -117,8 +118,7 @@ class ASELMDBSource(Source[AtomicData]):
             bool, Param(description="Take numbers of atoms from metadata.npz, if it is there")
         ] = True,
     ) -> None:
-        if rows_per_index is not None and rows_per_index < 1:
-            raise SourceError(f"rows_per_index is {rows_per_index}; give 1 or more, or None")
+        check_per_index("rows_per_index", rows_per_index)
         _require("dtype", dtype, ("float64", "float32"))
         _require("constraints", constraints, ("keep", "drop"))
         _require("data", data, ("keep", "drop"))
@@ -129,10 +129,13 @@ class ASELMDBSource(Source[AtomicData]):
         self._skips = on_bad_row == "skip"
         self._skipped: dict[int, int] = {}
         self._kept_lists: tuple[_ListOfIds, ...] = ()
-        self._directory, self._names = _list_files(Path(data_dir))
+        path = Path(os.path.expanduser(data_dir))
+        self._directory, self._names = _list_files(path)
         self._metadata: DatasetMetadata | None = None
-        if metadata and Path(data_dir).is_dir():
-            self._metadata = find_metadata(self._directory, lambda: self._row_counts)
+        if metadata and path.is_dir():
+            self._metadata = find_metadata(
+                self._directory, lambda: self._row_counts, self._id_counts
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave behind what each process finds out itself."""
@@ -260,6 +263,10 @@ class ASELMDBSource(Source[AtomicData]):
         """The number of rows of each file, read once; ``None`` of one that is damaged."""
         return [_row_count(self._directory / name) for name in self._names]
 
+    def _id_counts(self) -> list[int | None]:
+        """Count the ids of each file, for which it has to be opened."""
+        return [_id_count(self._directory / name) for name in self._names]
+
     def _position_of(self, index: int) -> int:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} indices")
@@ -321,6 +328,13 @@ def _row_count(path: Path) -> int | None:
         return row_count(path)
     except SourceError:
         return None  # its own index says why when it runs
+
+
+def _id_count(path: Path) -> int | None:
+    try:
+        return len(open_file(path).ids)
+    except SourceError:
+        return None
 
 
 def _require(name: str, value: object, known: tuple[str, ...]) -> None:

@@ -20,7 +20,14 @@ from psnc.sources import FilesSource
 from psnc.stages import Source
 from psnc_atm.atomic_data import AtomicData
 
-__all__ = ["FileRun", "StructureFiles", "bad_entry", "cause_of", "content_digest"]
+__all__ = [
+    "FileRun",
+    "StructureFiles",
+    "bad_entry",
+    "cause_of",
+    "check_per_index",
+    "content_digest",
+]
 
 _WHOLE_BYTES = 2**20
 _PIECES = 64
@@ -59,8 +66,7 @@ class StructureFiles(Source[AtomicData]):
     def __init__(
         self, path: str | Path, pattern: str | None, per_index: int | None, unit: str
     ) -> None:
-        if per_index is not None and per_index < 1:
-            raise SourceError(f"{unit}s_per_index is {per_index}; give 1 or more, or None")
+        check_per_index(f"{unit}s_per_index", per_index)
         self._root, self._names = _list_files(path, pattern)
         self._per_index = per_index
         self._unit = unit
@@ -132,6 +138,16 @@ class StructureFiles(Source[AtomicData]):
             return self._count(path)
         except SourceError:
             return None  # its own index says why when it runs
+
+
+def check_per_index(name: str, value: object) -> None:
+    """Refuse what is no number of structures an index."""
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise SourceError(f"{name} is {value!r}; give an integer, 1 or more, or None")
+    if value < 1:
+        raise SourceError(f"{name} is {value}; give 1 or more, or None")
 
 
 def bad_entry(path: Path, unit: str, number: object, error: BaseException) -> SourceError:

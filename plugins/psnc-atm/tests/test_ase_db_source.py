@@ -5,6 +5,7 @@ import pickle
 import shutil
 import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -293,3 +294,12 @@ def test_names_may_be_odd(name: str, tmp_path: Path) -> None:
         source = ASEDatabaseSource(given)
         assert [s.info["number"] for s in source[0]] == [0, 1]
         assert source.index_name(0) == f"{name}.db"
+
+
+def test_no_atoms_may_have_moments(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.db", [Atoms()])
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE systems SET initial_magmoms = x''")
+    (structure,) = ASEDatabaseSource(path)[0]
+    assert structure.initial_magmoms is not None
+    assert len(structure) == len(structure.initial_magmoms) == 0
