@@ -149,7 +149,8 @@ class RowDecoder:
         info = self._info(row)
         take_charge_and_spin(info, fields)
         constraints = row.get("constraints") or ()
-        _check_constraints(constraints)
+        if constraints:
+            _check_constraints(constraints)
         return AtomicData(
             atomic_numbers=_in_shape("numbers", _whole_numbers("numbers", row["numbers"]), ()),
             positions=self._vectors("positions", row["positions"]),
@@ -180,10 +181,10 @@ class RowDecoder:
         return _in_shape(name, array, kind.shape)
 
     def _vectors(self, name: str, entry: Any) -> NDArray[Any]:
-        array = self._floats(entry)
-        if array.shape[1:] != (3,) and not array.size:
-            return array.reshape(0, 3)
-        return _in_shape(name, array, (3,))
+        array = _array(entry, self._float)
+        if array.shape[1:] == (3,):
+            return array
+        return _in_shape(name, array, (3,)) if array.size else array.reshape(0, 3)
 
     def _floats(self, entry: Any) -> NDArray[Any]:
         return _array(entry, self._float)
@@ -277,19 +278,20 @@ def _load_json(text: bytes) -> dict[str, Any]:
 def _array(entry: Any, dtype: Any = None) -> NDArray[Any]:
     if isinstance(entry, dict):
         shape, _, flat = entry["__ndarray__"]
+        first = flat[0] if flat else 0
         array = np.array(flat, dtype).reshape(shape)
     else:
-        flat, array = entry, np.array(entry, dtype)
-    if dtype is not None and _has_text(flat):
+        first, array = _first_of(entry), np.array(entry, dtype)
+    # NumPy takes digits for numbers. One look tells of most, since arrays are of one kind.
+    if first.__class__ is str and dtype is not None:
         raise ValueError("a text stands where numbers are expected")
     return array
 
 
-def _has_text(entry: Any) -> bool:
-    # One look tells of most: arrays are of one kind, and NumPy takes digits for numbers.
+def _first_of(entry: Any) -> Any:
     while isinstance(entry, list) and entry:
         entry = entry[0]
-    return isinstance(entry, str)
+    return entry
 
 
 def _in_shape(name: str, array: NDArray[Any], of_an_atom: tuple[int, ...]) -> NDArray[Any]:
@@ -301,15 +303,15 @@ def _in_shape(name: str, array: NDArray[Any], of_an_atom: tuple[int, ...]) -> ND
 
 def _periodicity(entry: Any) -> NDArray[np.bool_]:
     array = _array(entry).reshape(3)
-    if array.dtype.kind not in "bi":
+    if array.dtype == np.bool_:
+        return array
+    if array.dtype.kind != "i":
         raise ValueError("pbc has entries that are neither true nor false")
-    return array.astype(np.bool_, copy=False)
+    return array.astype(np.bool_)
 
 
 def _check_constraints(entries: Any) -> None:
-    if entries and not (
-        isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)
-    ):
+    if not (isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)):
         raise ValueError("constraints is no list of JSON objects")
 
 
