@@ -10,7 +10,7 @@ from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import dict2constraint
 
-from psnc_atm.atomic_data import AtomicData
+from psnc_atm.atomic_data import AtomicData, same_values
 from psnc_atm.fields import FIELDS, RESULT_FIELDS
 from psnc_atm.voigt import matrix_from_voigt, voigt_from_matrix
 
@@ -43,7 +43,9 @@ def to_ase(structure: AtomicData) -> Atoms:
         info=_info(structure),
     )
     if structure.momenta is None and structure.velocities is not None:
-        atoms.set_velocities(structure.velocities)
+        # Fixed atoms keep theirs, as they keep momenta.
+        momenta = structure.velocities * atoms.get_masses()[:, np.newaxis]
+        atoms.set_momenta(momenta, apply_constraint=False)
     results = {**structure.results, **_results(structure)}
     if results:
         known = {name: value for name, value in results.items() if name in all_properties}
@@ -62,7 +64,10 @@ def from_ase(atoms: Atoms) -> AtomicData:
         name: float(info.pop(name)) for name in ("charge", "spin") if _is_number(info.get(name))
     }
     for name in RESULT_FIELDS:
-        value = known.pop(name, None)
+        value = known.get(name)
+        if name == "magmom" and value is not None and np.size(value) != 1:
+            continue  # of spins that are not collinear, a vector
+        known.pop(name, None)
         if value is not None:
             fields[name] = _result(name, value)
     for name, array_name in _OPTIONAL_ARRAYS.items():
@@ -113,14 +118,14 @@ def _bytes(atoms: Atoms, name: str) -> bytes | None:
 
 def _results(structure: AtomicData) -> dict[str, Any]:
     results = {name: getattr(structure, name) for name in RESULT_FIELDS}
-    if structure.stress is not None:
+    if structure.stress is not None and same_values(structure.stress, structure.stress.T):
         results["stress"] = voigt_from_matrix(structure.stress)
     return {name: value for name, value in results.items() if value is not None}
 
 
 def _result(name: str, value: Any) -> Any:
     if FIELDS[name].scalar:
-        return float(value)
+        return float(np.asarray(value).item())
     array = np.array(value, dtype=FIELDS[name].dtype)
     return matrix_from_voigt(array) if name == "stress" else array
 

@@ -146,8 +146,12 @@ class ASESource(StructureFiles):
                 raise SourceError(f"{path} is a database; {_reader_of(path)}")
             get_ioformat(format)
         except UnknownFileTypeError as error:
-            if path.suffix in (".xyz", ".extxyz") and path.stat().st_size == 0:
-                return "extxyz"
+            if path.stat().st_size == 0:
+                if path.suffix in (".xyz", ".extxyz"):
+                    return "extxyz"
+                raise SourceError(
+                    f"{path}: the file is empty; replace it with a good copy"
+                ) from error
             raise SourceError(
                 f"{path}: ASE does not know its format ({cause_of(error)}); say which it is "
                 "(format=...), or leave the file out (pattern=...)"
@@ -189,9 +193,9 @@ class ASESource(StructureFiles):
         self._starts[str(path)] = size, np.array(starts, dtype=np.int64)
         return count
 
-    def _indices_of(self, path: Path) -> int:
+    def _count_or_none(self, path: Path) -> int | None:
         try:
-            return super()._indices_of(path)
+            return super()._count_or_none(path)
         except _NoFramesError as refused:
             raise SourceError(str(refused)) from None
 

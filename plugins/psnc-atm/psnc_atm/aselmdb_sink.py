@@ -31,6 +31,9 @@ class ASELMDBSink(Sink[AtomicData]):
     ... in the order of the structures, which may be none. :class:`ASELMDBSource` reads every field,
     constraint, result and entry of ``info`` as it was written, to the last bit.
 
+    A run that is resumed does not notice that the content of an input file has changed: what is
+    completed stays as it is. ``psnc reset`` has it run again.
+
     Entries of ``info`` that ``ase.db`` takes as ``key_value_pairs`` (numbers, truth values and
     texts under usual names) become such, and can be selected by; the others become ``data``. Ids
     are made from the content, and times are zero, so that a file written twice is the same twice.

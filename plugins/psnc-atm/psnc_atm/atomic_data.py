@@ -149,7 +149,10 @@ class AtomicData:
         return f"AtomicData({len(self)} atoms: {', '.join(known)})"
 
     def to_ase(self) -> Atoms:
-        """Return it as ``ase.Atoms``, results in a ``SinglePointCalculator``."""
+        """Return it as ``ase.Atoms``, results in a ``SinglePointCalculator``.
+
+        The stress is there as six components, or as a matrix where it is not symmetric.
+        """
         from psnc_atm.ase_conversion import to_ase
 
         return to_ase(self)
@@ -159,7 +162,8 @@ class AtomicData:
         """Take over an ``ase.Atoms`` and the results that its calculator holds already.
 
         Nothing is calculated. Results of what the atoms were before, at other positions or in
-        another cell, are left out, as ``ase.db`` leaves them out. Numbers ``charge`` and ``spin``
+        another cell, are left out, as ``ase.db`` leaves them out. A total ``magmom`` that is no
+        number, but a vector, is an entry of ``results``. Numbers ``charge`` and ``spin``
         of ``atoms.info`` become fields. Arrays that ASE has no name for, ``REF_forces`` say, become
         entries of ``info`` under their own name, or ``arrays.REF_forces`` if ``info`` has that.
         """

@@ -31,9 +31,14 @@ _UNREADABLE = (
 
 
 def find_metadata(
-    directory: Path, row_counts: Callable[[], Sequence[int | None]]
+    directory: Path,
+    row_counts: Callable[[], Sequence[int | None]],
+    id_counts: Callable[[], Sequence[int | None]],
 ) -> DatasetMetadata | None:
     """Return what ``metadata.npz`` of a directory says; rows are counted only if it is there.
+
+    Where it is of another number of rows, files may have keys that are no rows: then ids are
+    counted.
 
     Raises
     ------
@@ -41,7 +46,12 @@ def find_metadata(
         If it cannot be read, or is not of as many rows as there are.
     """
     path = directory / _NAME
-    return DatasetMetadata(path, row_counts()) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return DatasetMetadata(path, row_counts())
+    except SourceError:
+        return DatasetMetadata(path, id_counts())
 
 
 class DatasetMetadata:
@@ -86,7 +96,10 @@ class DatasetMetadata:
             with self.path.open("rb") as file, np.load(file) as content:
                 counts: NDArray[Any] = content["natoms"]
         except _UNREADABLE as error:
-            cause = f"cannot be read ({(str(error) or repr(error)).splitlines()[0]})"
+            # Of what is no archive NumPy says to load it with pickle, which is no advice.
+            told = (str(error) or repr(error)).splitlines()[0]
+            is_garbage = "pickle" in told and not zipfile.is_zipfile(self.path)
+            cause = f"cannot be read ({'it is no .npz archive' if is_garbage else told})"
             raise self._unfit(cause) from error
         if counts.ndim != 1 or counts.dtype.kind not in "iu" or (counts < 0).any():
             raise self._unfit("natoms is not a list of numbers of atoms")

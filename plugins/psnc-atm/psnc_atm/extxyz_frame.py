@@ -79,16 +79,17 @@ def extxyz_frame(
         *_results(structure, unwritable),
         *_info(structure, columns, unwritable),
     ]
-    symbols = [_symbol(number) for number in structure.atomic_numbers.tolist()]
+    symbols = [_symbol(number, unwritable) for number in structure.atomic_numbers.tolist()]
     parts = [symbols, _texts(structure.positions, decimals)]
     parts += [_texts(values, decimals) for *_, values in beside]
     lines = [" ".join(line) for line in zip(*parts, strict=True)]
     return "\n".join((str(len(structure)), " ".join(entries), *lines, ""))
 
 
-def _symbol(number: int) -> str:
+def _symbol(number: int, unwritable: Unwritable) -> str:
     if not 0 <= number < len(chemical_symbols):
-        raise ValueError(f"atomic number {number} has no symbol; an xyz file cannot hold it")
+        # Without it there is no frame, so it is never left out.
+        unwritable.refuse(f"atomic number {number}, which has no symbol,")
     return chemical_symbols[number]
 
 
@@ -212,6 +213,8 @@ def _is_key(name: str) -> bool:
 
 def _text_of(name: str, value: Any) -> str | None:
     """Return what is read as ``value``, or ``None`` if nothing is."""
+    if name == "virial":
+        return _text_of_virial(value)
     if isinstance(value, bool | np.bool_):
         return "T" if value else "F"
     if isinstance(value, int | np.integer) and _SMALLEST_PLAIN <= value <= _LARGEST_PLAIN:
@@ -220,10 +223,8 @@ def _text_of(name: str, value: Any) -> str | None:
         return repr(float(value))
     if isinstance(value, str):
         return _text_of_text(name, value)
-    if _is_vector(value) and name not in ("virial", "stress"):
+    if _is_vector(value):
         return f'"{_joined(map(repr, value.tolist()))}"'
-    if name == "virial":
-        return _text_of_virial(value)
     return _checked(name, value, _quoted(f"_JSON {_json(value)}"))
 
 

@@ -22,7 +22,11 @@ class ExtxyzSink(Sink[AtomicData]):
 
     Index 7 becomes ``00000007.extxyz``: it is there whole, or not at all. Frames are in the order
     of the structures, which may be none. Numbers are written with all their digits, so that
-    :class:`ASESource` reads every number as it was, to the last bit.
+    :class:`ASESource` reads every number as it was, to the last bit. An atom whose number
+    is beyond 118 has no symbol, and fails its index.
+
+    A run that is resumed does not notice that the content of an input file has changed: what is
+    completed stays as it is. ``psnc reset`` has it run again.
 
     Parameters
     ----------
@@ -63,6 +67,10 @@ class ExtxyzSink(Sink[AtomicData]):
         check_on_unwritable(on_unwritable)
         if isinstance(columns, str):
             raise StageError(f"columns is {columns!r}; give a list, [{columns!r}]")
+        if decimals is not None and (not isinstance(decimals, int) or isinstance(decimals, bool)):
+            raise StageError(
+                f"decimals is {decimals!r}; give an integer, 0 or more, or None for all"
+            )
         if decimals is not None and decimals < 0:
             raise StageError(f"decimals is {decimals}; give 0 or more, or None for all")
         self._directory = Path(output_dir)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+from attrs import frozen
 from numpy.typing import NDArray
 
 from psnc.errors import SourceError
@@ -18,8 +18,9 @@ from psnc.stages import Param, Source
 from psnc_atm.atomic_data import AtomicData
 from psnc_atm.dataset_metadata import DatasetMetadata, find_metadata
 from psnc_atm.lmdb_file import LMDBFile, header_of, open_file, row_count
-from psnc_atm.lmdb_header import fingerprint
+from psnc_atm.lmdb_header import LMDBHeader, fingerprint
 from psnc_atm.row_codec import BAD_ROW, RowDecoder, atom_count, atom_counts_of_heads
+from psnc_atm.structure_files import check_per_index
 
 __all__ = ["ASELMDBSource"]
 
@@ -33,8 +34,16 @@ _SUFFIX = ".aselmdb"
 _ROWS_AT_A_TIME = 64
 _HEADS_AT_A_TIME = 1024
 # With several indices a file, listing its ids anew for each would cost more than reading few rows.
-_KEPT_OPEN = 4
+# They are kept, and not the open file, which nobody else in this process could open then.
+_KEPT_LISTS = 4
 _USUAL = {"dtype": "float64", "constraints": "keep", "data": "keep"}
+
+
+@frozen(eq=False)
+class _ListOfIds:
+    path: Path
+    header: LMDBHeader
+    ids: NDArray[np.int64]
 
 
 class ASELMDBSource(Source[AtomicData]):
@@ -109,8 +118,7 @@ class ASELMDBSource(Source[AtomicData]):
             bool, Param(description="Take numbers of atoms from metadata.npz, if it is there")
         ] = True,
     ) -> None:
-        if rows_per_index is not None and rows_per_index < 1:
-            raise SourceError(f"rows_per_index is {rows_per_index}; give 1 or more, or None")
+        check_per_index("rows_per_index", rows_per_index)
         _require("dtype", dtype, ("float64", "float32"))
         _require("constraints", constraints, ("keep", "drop"))
         _require("data", data, ("keep", "drop"))
@@ -120,15 +128,18 @@ class ASELMDBSource(Source[AtomicData]):
         self._decode = RowDecoder(dtype, constraints=constraints == "keep", data=data == "keep")
         self._skips = on_bad_row == "skip"
         self._skipped: dict[int, int] = {}
-        self._kept_open: deque[LMDBFile] = deque(maxlen=_KEPT_OPEN)
-        self._directory, self._names = _list_files(Path(data_dir))
+        self._kept_lists: tuple[_ListOfIds, ...] = ()
+        path = Path(os.path.expanduser(data_dir))
+        self._directory, self._names = _list_files(path)
         self._metadata: DatasetMetadata | None = None
-        if metadata and Path(data_dir).is_dir():
-            self._metadata = find_metadata(self._directory, lambda: self._row_counts)
+        if metadata and path.is_dir():
+            self._metadata = find_metadata(
+                self._directory, lambda: self._row_counts, self._id_counts
+            )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave open files behind: they never cross to another process."""
-        return {**self.__dict__, "_kept_open": deque(maxlen=_KEPT_OPEN), "_skipped": {}}
+        """Leave behind what each process finds out itself."""
+        return {**self.__dict__, "_kept_lists": (), "_skipped": {}}
 
     def __len__(self) -> int:
         """Return the number of indices."""
@@ -231,8 +242,11 @@ class ASELMDBSource(Source[AtomicData]):
         position = self._position_of(index)
         if self._rows_per_index is None:
             return self._names[position]
-        start = (index - int(self._first_index[position])) * self._rows_per_index
-        return f"{self._names[position]} from row {start} on"
+        rows = self._slice_of(index, position)
+        # The end tells a last index that has grown from what it was.
+        count = self._row_counts[position]
+        stop = rows.stop if count is None else min(rows.stop, count)
+        return f"{self._names[position]}, rows {rows.start} to {stop - 1}"
 
     @cached_property
     def _first_index(self) -> NDArray[np.int64]:
@@ -248,6 +262,10 @@ class ASELMDBSource(Source[AtomicData]):
     def _row_counts(self) -> list[int | None]:
         """The number of rows of each file, read once; ``None`` of one that is damaged."""
         return [_row_count(self._directory / name) for name in self._names]
+
+    def _id_counts(self) -> list[int | None]:
+        """Count the ids of each file, for which it has to be opened."""
+        return [_id_count(self._directory / name) for name in self._names]
 
     def _position_of(self, index: int) -> int:
         if not 0 <= index < len(self):
@@ -266,13 +284,20 @@ class ASELMDBSource(Source[AtomicData]):
         file = open_file(self._directory / self._names[position])
         if self._rows_per_index is None:
             return file, file.ids
-        if file not in self._kept_open:
-            self._kept_open.append(file)
+        return file, self._ids_of(file)[self._slice_of(index, position)]
+
+    def _ids_of(self, file: LMDBFile) -> NDArray[np.int64]:
+        for kept in self._kept_lists:
+            if kept.path == file.path and kept.header == file.header:
+                return kept.ids
         if file.other_keys:
             raise SourceError(
                 f"{file.path}: has keys that are no row ids; read it without rows_per_index"
             )
-        return file, file.ids[self._slice_of(index, position)]
+        # One assignment, since threads share a source.
+        kept = _ListOfIds(file.path, file.header, file.ids)
+        self._kept_lists = (*self._kept_lists[1 - _KEPT_LISTS :], kept)
+        return kept.ids
 
     def _told_counts(self, index: int) -> NDArray[np.int64] | None:
         """Return what ``metadata.npz`` says of an index, if it is used and does."""
@@ -303,6 +328,13 @@ def _row_count(path: Path) -> int | None:
         return row_count(path)
     except SourceError:
         return None  # its own index says why when it runs
+
+
+def _id_count(path: Path) -> int | None:
+    try:
+        return len(open_file(path).ids)
+    except SourceError:
+        return None
 
 
 def _require(name: str, value: object, known: tuple[str, ...]) -> None:

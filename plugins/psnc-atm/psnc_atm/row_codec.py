@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from ase.io.jsonio import intkey, object_hook
 from numpy.typing import NDArray
 
 from psnc_atm.atomic_data import AtomicData
@@ -44,6 +45,8 @@ BAD_ROW = (
 _HEAD = re.compile(rb'\s*\{\s*"numbers"\s*:\s*\{\s*"__ndarray__"\s*:\s*\[\s*\[\s*(\d+)\s*\]')
 # Code tables are the first 60 to 100 bytes of a compressed row.
 _COMPRESSED_HEAD, _INFLATED_HEAD = 192, 48
+# DEFLATE makes at most 1032 bytes of one, and each atom takes two, a digit and a comma.
+_MOST_ATOMS = 516
 
 # What ase.db has no name for: ASELMDBSink writes it under its own.
 EXTRA_FIELDS = ("velocities", "edge_index", "unit_shifts", "cutoff")
@@ -64,7 +67,8 @@ _READ_APART = frozenset(
 )
 # Under these names no result can be written.
 NOT_RESULTS = _READ_APART | _FIELD_OF_KEY.keys()
-_VECTORS = frozenset(("forces", "momenta"))
+# With spins that are not collinear they are vectors.
+_MOMENTS = frozenset(("magmoms", "initial_magmoms"))
 _FROM_INFO = ("charge", "spin")
 _FLOAT64 = np.dtype("float64")
 
@@ -87,7 +91,8 @@ def atom_counts_of_heads(values: Iterable[bytes | memoryview]) -> list[int | Non
             found = match(inflater().decompress(value[:_COMPRESSED_HEAD], _INFLATED_HEAD))
         except zlib.error:
             found = None
-        counts.append(None if found is None else int(found[1]))
+        atoms = None if found is None else int(found[1])
+        counts.append(None if atoms is None or atoms > _MOST_ATOMS * len(value) else atoms)
     return counts
 
 
@@ -137,21 +142,21 @@ class RowDecoder:
             if entry is None or key in _READ_APART:
                 continue
             name = _FIELD_OF_KEY.get(key)
-            if name is None:
+            if name is None or (name == "magmom" and not _is_scalar(entry)):
                 results[key] = self._plain(entry)
             else:
                 fields[name] = self._field(name, entry)
         info = self._info(row)
         take_charge_and_spin(info, fields)
-        constraints: tuple[Any, ...] = ()
-        if self._constraints and row.get("constraints"):
-            constraints = tuple(self._plain(entry) for entry in row["constraints"])
+        constraints = row.get("constraints") or ()
+        if constraints:
+            _check_constraints(constraints)
         return AtomicData(
-            atomic_numbers=_whole_numbers("numbers", row["numbers"]),
-            positions=self._floats(row["positions"]).reshape(-1, 3),
+            atomic_numbers=_in_shape("numbers", _whole_numbers("numbers", row["numbers"]), ()),
+            positions=self._vectors("positions", row["positions"]),
             cell=self._floats(_cell(row["cell"])).reshape(3, 3),
-            pbc=_array(row["pbc"], np.bool_).reshape(3),
-            constraints=constraints,
+            pbc=_periodicity(row["pbc"]),
+            constraints=tuple(map(self._plain, constraints)) if self._constraints else (),
             results=results,
             info=info,
             **fields,
@@ -162,17 +167,24 @@ class RowDecoder:
         if kind.scalar:
             return float(entry) if _is_number(entry) else float(_array(entry, _FLOAT64).item())
         if kind.dtype == "int64":
-            return _whole_numbers(name, entry)
+            whole = _whole_numbers(name, entry)
+            return _in_shape(name, whole, kind.shape) if kind.level == "atom" else whole
+        if kind.level == "atom" and kind.shape:
+            return self._vectors(name, entry)
         array = self._floats(entry)
         if name == "stress":
             return matrix_from_voigt(array)
         if name == "dipole":
             return array.reshape(3)
-        if name in _VECTORS and array.shape[1:] != (3,):
-            if array.size:
-                raise ValueError(f"{name} has shape {array.shape}, not three numbers for each atom")
-            return array.reshape(0, 3)
-        return array
+        if name in _MOMENTS and array.ndim == 2:
+            return _in_shape(name, array, (3,))
+        return _in_shape(name, array, kind.shape)
+
+    def _vectors(self, name: str, entry: Any) -> NDArray[Any]:
+        array = _array(entry, self._float)
+        if array.shape[1:] == (3,):
+            return array
+        return _in_shape(name, array, (3,)) if array.size else array.reshape(0, 3)
 
     def _floats(self, entry: Any) -> NDArray[Any]:
         return _array(entry, self._float)
@@ -196,10 +208,7 @@ class RowDecoder:
                 return _marked_array(entry, self._float)
             if any(key.startswith("__") for key in entry):
                 return _marked(entry)
-            return {
-                int(key) if key.isdecimal() else key: self._plain(item)
-                for key, item in entry.items()
-            }
+            return {intkey(key): self._plain(item) for key, item in entry.items()}
         return [self._plain(item) for item in entry] if isinstance(entry, list) else entry
 
 
@@ -269,8 +278,47 @@ def _load_json(text: bytes) -> dict[str, Any]:
 def _array(entry: Any, dtype: Any = None) -> NDArray[Any]:
     if isinstance(entry, dict):
         shape, _, flat = entry["__ndarray__"]
-        return np.array(flat, dtype).reshape(shape)
-    return np.array(entry, dtype)
+        first = flat[0] if flat else 0
+        array = np.array(flat, dtype).reshape(shape)
+    else:
+        first, array = _first_of(entry), np.array(entry, dtype)
+    # NumPy takes digits for numbers. One look tells of most, since arrays are of one kind.
+    if first.__class__ is str and dtype is not None:
+        raise ValueError("a text stands where numbers are expected")
+    return array
+
+
+def _first_of(entry: Any) -> Any:
+    while isinstance(entry, list) and entry:
+        entry = entry[0]
+    return entry
+
+
+def _in_shape(name: str, array: NDArray[Any], of_an_atom: tuple[int, ...]) -> NDArray[Any]:
+    if array.ndim != 1 + len(of_an_atom) or array.shape[1:] != of_an_atom:
+        numbers = "three numbers" if of_an_atom else "one number"
+        raise ValueError(f"{name} has shape {array.shape}, not {numbers} for each atom")
+    return array
+
+
+def _periodicity(entry: Any) -> NDArray[np.bool_]:
+    array = _array(entry).reshape(3)
+    if array.dtype == np.bool_:
+        return array
+    if array.dtype.kind != "i":
+        raise ValueError("pbc has entries that are neither true nor false")
+    return array.astype(np.bool_)
+
+
+def _check_constraints(entries: Any) -> None:
+    if not (isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries)):
+        raise ValueError("constraints is no list of JSON objects")
+
+
+def _is_scalar(entry: Any) -> bool:
+    if isinstance(entry, dict):
+        return _array(entry).size == 1
+    return not isinstance(entry, list) or len(entry) == 1
 
 
 def _whole_numbers(name: str, entry: Any) -> NDArray[np.int64]:
@@ -295,9 +343,12 @@ def _marked_array(entry: dict[str, Any], float_dtype: np.dtype[Any]) -> NDArray[
 
 
 def _marked(entry: dict[str, Any]) -> Any:
-    from ase.io.jsonio import object_hook
-
-    return object_hook({key: _unmarked(item) for key, item in entry.items()})
+    unmarked = {key: _unmarked(item) for key, item in entry.items()}
+    try:
+        return object_hook(unmarked)
+    except Exception as error:  # whatever making an object of ASE's leads to
+        mark = next(key for key in entry if key.startswith("__"))
+        raise ValueError(f"{mark} makes no object ({type(error).__name__}: {error})") from error
 
 
 def _unmarked(entry: Any) -> Any:

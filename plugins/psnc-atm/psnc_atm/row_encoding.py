@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+from ase.io.jsonio import intkey
 from numpy.typing import NDArray
 
 from psnc_atm.atomic_data import AtomicData
@@ -240,10 +241,10 @@ def _is_name(name: Any) -> bool:
 
 
 def _is_key(key: Any) -> bool:
-    # Digits come back as a number, and what begins with two underscores marks what is no mapping.
+    # What is an integer for Python comes back as one, and two underscores mark what is no mapping.
     if isinstance(key, str):
-        return _is_unicode(key) and not key.isdecimal() and not key.startswith("__")
-    return isinstance(key, int) and not isinstance(key, bool) and key >= 0
+        return _is_unicode(key) and isinstance(intkey(key), str) and not key.startswith("__")
+    return isinstance(key, int) and not isinstance(key, bool)
 
 
 def _is_unicode(text: str) -> bool:

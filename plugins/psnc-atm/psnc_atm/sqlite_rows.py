@@ -40,7 +40,7 @@ def structure_of_columns(values: Sequence[Any]) -> AtomicData:
         if row[column] is not None:
             fields[field] = decode(row[column])
     for field in ("initial_magmoms", "magmoms"):
-        if fields.get(field) is not None and len(fields[field]) == 3 * len(numbers):
+        if field in fields and len(numbers) and len(fields[field]) == 3 * len(numbers):
             fields[field] = fields[field].reshape(len(numbers), -1)
     info = joined_info(plain_values(_json(row["key_value_pairs"])), _data(row["data"]))
     take_charge_and_spin(info, fields)

@@ -20,7 +20,14 @@ from psnc.sources import FilesSource
 from psnc.stages import Source
 from psnc_atm.atomic_data import AtomicData
 
-__all__ = ["FileRun", "StructureFiles", "bad_entry", "cause_of", "content_digest"]
+__all__ = [
+    "FileRun",
+    "StructureFiles",
+    "bad_entry",
+    "cause_of",
+    "check_per_index",
+    "content_digest",
+]
 
 _WHOLE_BYTES = 2**20
 _PIECES = 64
@@ -59,8 +66,7 @@ class StructureFiles(Source[AtomicData]):
     def __init__(
         self, path: str | Path, pattern: str | None, per_index: int | None, unit: str
     ) -> None:
-        if per_index is not None and per_index < 1:
-            raise SourceError(f"{unit}s_per_index is {per_index}; give 1 or more, or None")
+        check_per_index(f"{unit}s_per_index", per_index)
         self._root, self._names = _list_files(path, pattern)
         self._per_index = per_index
         self._unit = unit
@@ -73,7 +79,11 @@ class StructureFiles(Source[AtomicData]):
         """Return the name of the index's file, and its place in it if that has several."""
         run = self._run_of(index)
         name = self._names[run.position]
-        return name if run.size is None else f"{name} from {self._unit} {run.start} on"
+        if run.size is None:
+            return name
+        # The end tells a last index that has grown from what it was.
+        stop = min(run.start + run.size, self._counts[run.position] or run.size)
+        return f"{name}, {self._unit}s {run.start} to {stop - 1}"
 
     def input_identity(self) -> dict[str, Any]:
         """Say what the indices are made from, so that a later run can tell whether it changed."""
@@ -113,15 +123,31 @@ class StructureFiles(Source[AtomicData]):
         """Of each file its first index, and the number of indices at the end."""
         counts = [1] * len(self._names)
         if self._per_index is not None:
-            counts = [self._indices_of(self._root / name) for name in self._names]
+            # One index of a file that cannot be read, so that there is one to fail.
+            found = (1 if count is None else count for count in self._counts)
+            counts = [-(-count // self._per_index) for count in found]
         return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
-    def _indices_of(self, path: Path) -> int:
-        assert self._per_index is not None
+    @cached_property
+    def _counts(self) -> list[int | None]:
+        """The number of structures of each file; ``None`` of one that cannot be read."""
+        return [self._count_or_none(self._root / name) for name in self._names]
+
+    def _count_or_none(self, path: Path) -> int | None:
         try:
-            return -(-self._count(path) // self._per_index)
+            return self._count(path)
         except SourceError:
-            return 1  # so that there is an index to fail
+            return None  # its own index says why when it runs
+
+
+def check_per_index(name: str, value: object) -> None:
+    """Refuse what is no number of structures an index."""
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise SourceError(f"{name} is {value!r}; give an integer, 1 or more, or None")
+    if value < 1:
+        raise SourceError(f"{name} is {value}; give 1 or more, or None")
 
 
 def bad_entry(path: Path, unit: str, number: object, error: BaseException) -> SourceError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NoReturn
 
 from psnc.errors import StageError
 
@@ -32,6 +32,18 @@ class Unwritable:
                 f"{self._place}: {what} cannot be held by {self._kind} and read back as it is; "
                 "take it out in a filter, or leave such things out (on_unwritable='drop')"
             )
+
+    def refuse(self, what: str) -> NoReturn:
+        """Fail in any case: the rest would be another structure.
+
+        Raises
+        ------
+        psnc.StageError
+            Always.
+        """
+        raise StageError(
+            f"{self._place}: {what} cannot be held by {self._kind}; drop the structure in a filter"
+        )
 
 
 def check_on_unwritable(value: str) -> None:

@@ -151,6 +151,7 @@ RICH: dict[str, AtomicData] = {
     "fixed atoms out of order": constrained(FixAtoms([2, 0])),
     "complex numbers": water(info={"wave": np.array([1 + 2j, -0.5j]), "one": 1 + 2j}),
     "integers as keys": water(info={"shells": {1: [2.5], 2: "d"}}),
+    "negative integers as keys": water(info={"shells": {-1: [2.5], -(10**20): "d"}}),
     "large integers as keys": water(info={"shells": {10**30: 1, 2**63: 2}}),
     "a time": water(info={"when": {"begun": datetime(2024, 1, 2, 3, 4, 5, 678)}}),
     "atoms inside": water(info={"start": Atoms("OH2", positions=np.eye(3) / 3)}),
@@ -162,6 +163,8 @@ RICH: dict[str, AtomicData] = {
 # What JSON holds, and rows of databases do not.
 NO_ROWS: dict[str, AtomicData] = {
     "digits as keys": water(info={"shells": {"1": 2}}),
+    "integers in other words as keys": water(info={"shells": {" 3": 1}}),
+    "a sign and digits as keys": water(info={"shells": {"-1": 1}}),
     "half a character": water(info={"text": "\ud800"}),
     "a mark as a name": water(info={"__complex__": 1}),
     "marks": water(info={"mark": {"__ndarray__": 1}}),

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def test_rows_come_in_order_without_those_that_were_deleted(suffix: str, tmp_pat
     cut = ASEDatabaseSource(path, rows_per_index=40)
     assert [len(list(each)) for each in cut] == [40, 40, 40, 25]
     assert [s.info["number"] for each in cut for s in each] == left
-    assert cut.index_name(1) == f"rows{suffix} from row 40 on"
+    assert cut.index_name(1) == f"rows{suffix}, rows 40 to 79"
     assert [s.info["number"] for s in pickle.loads(pickle.dumps(cut))[3]] == left[120:]
 
 
@@ -293,3 +294,12 @@ def test_names_may_be_odd(name: str, tmp_path: Path) -> None:
         source = ASEDatabaseSource(given)
         assert [s.info["number"] for s in source[0]] == [0, 1]
         assert source.index_name(0) == f"{name}.db"
+
+
+def test_no_atoms_may_have_moments(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.db", [Atoms()])
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE systems SET initial_magmoms = x''")
+    (structure,) = ASEDatabaseSource(path)[0]
+    assert structure.initial_magmoms is not None
+    assert len(structure) == len(structure.initial_magmoms) == 0

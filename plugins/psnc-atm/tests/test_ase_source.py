@@ -57,7 +57,7 @@ def test_runs_of_frames_are_indices(name: str, frames: int, tmp_path: Path) -> N
         assert [len(part) for part in parts[:-1]] == [frames] * (of_a_file - 1)
         assert [structure for part in parts for structure in part] == list(file)
     assert counts(cut) == [[len(structure) for structure in each] for each in cut]
-    assert cut.index_name(of_a_file) == f"b{name} from frame 0 on"
+    assert cut.index_name(of_a_file) == f"b{name}, frames 0 to {min(frames, 7) - 1}"
     copy = pickle.loads(pickle.dumps(cut))
     assert [list(each) for each in copy] == [list(each) for each in cut]
 
@@ -362,3 +362,17 @@ def test_files_that_are_added_join_a_store_of_runs_of_frames_and_only_they_run(
     after = contents(tmp_path / "out.zarr")
     assert after["meta/samples_mask"].sum() == 4 + 3
     np.testing.assert_array_equal(after["core/positions"][: len(before)], before)
+
+
+@pytest.mark.parametrize("frames_per_index", [2.0, True, "3"])
+def test_frames_an_index_are_an_integer(tmp_path: Path, frames_per_index) -> None:
+    write(tmp_path / "a.extxyz", 2)
+    with pytest.raises(SourceError, match=r"^frames_per_index is .*; give an integer, 1 or more"):
+        ASESource(tmp_path, frames_per_index=frames_per_index)
+
+
+def test_an_empty_trajectory_is_said_to_be_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.traj").write_bytes(b"")
+    for options in ({}, {"format": "traj"}):
+        with pytest.raises(SourceError, match=r"a\.traj: the file is empty; replace it"):
+            list(ASESource(tmp_path, **options)[0])

@@ -11,7 +11,9 @@ from ase.build import bulk
 from ase.calculators.calculator import all_properties
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 from ase.stress import full_3x3_to_voigt_6_stress
+from attrs import evolve
 from data import crystals, molecules, write_database
 
 from psnc_atm import ASELMDBSource, AtomicData
@@ -214,3 +216,30 @@ def test_results_of_atoms_at_places_that_are_no_numbers_are_kept() -> None:
     atoms = Atoms("H", positions=[[np.nan, np.inf, -0.0]])
     atoms.calc = SinglePointCalculator(atoms, energy=-1.5)
     assert AtomicData.from_ase(atoms).energy == -1.5
+
+
+def test_fixed_atoms_keep_their_velocities_with_ase() -> None:
+    atoms = Atoms("H2", positions=np.eye(2, 3), constraint=FixAtoms([0]))
+    structure = evolve(AtomicData.from_ase(atoms), velocities=np.ones((2, 3)))
+    np.testing.assert_allclose(structure.to_ase().get_velocities(), np.ones((2, 3)), rtol=1e-15)
+
+
+def test_a_stress_that_is_not_symmetric_is_handed_over_as_it_is() -> None:
+    structure = AtomicData(
+        atomic_numbers=np.array([1]),
+        positions=np.zeros((1, 3)),
+        stress=np.arange(9.0).reshape(3, 3),
+    )
+    assert structure.stress is not None
+    atoms = structure.to_ase()
+    assert atoms.calc is not None
+    np.testing.assert_array_equal(atoms.calc.results["stress"], structure.stress)
+    assert AtomicData.from_ase(atoms) == structure
+
+
+def test_a_total_moment_that_is_a_vector_is_a_result() -> None:
+    atoms = Atoms("H")
+    atoms.calc = SinglePointCalculator(atoms, magmom=np.array([0.5, 1.0, 2.0]))
+    structure = AtomicData.from_ase(atoms)
+    assert structure.magmom is None
+    np.testing.assert_array_equal(structure.results["magmom"], [0.5, 1.0, 2.0])

@@ -94,7 +94,7 @@ def test_one_of_another_length_is_refused_at_once(data: Path, difference: int) -
     ("content", "cause"),
     [
         (b"", "cannot be read"),
-        (b"no archive", "cannot be read"),
+        (b"no archive", r"cannot be read \(it is no \.npz archive\)"),
         ({"data_ids": np.arange(36)}, "natoms"),
         ({"natoms": np.full(36, 0.5)}, "natoms is not a list of numbers of atoms"),
         ({"natoms": np.full(36, -1)}, "natoms is not a list of numbers of atoms"),
@@ -287,3 +287,12 @@ def test_a_repaired_file_has_its_rows_where_they_belong(data: Path, tmp_path: Pa
     clean.mkdir()
     convert(data, clean)
     assert_same_store(clean / "out.zarr", tmp_path / "out.zarr")
+
+
+def test_keys_that_are_no_rows_are_not_counted(data: Path) -> None:
+    natoms = [len(structure) for rows in ASELMDBSource(data) for structure in rows]
+    change_raw_row(data / "data0001.aselmdb", b"extra", b"x")
+    describe(data, natoms)
+    source = ASELMDBSource(data)
+    assert [count for index in range(len(source)) for count in source.atom_counts(index)] == natoms
+    assert sum(len(list(rows)) for rows in source) == len(natoms)

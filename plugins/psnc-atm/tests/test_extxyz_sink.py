@@ -168,8 +168,26 @@ def test_files_are_in_the_order_of_the_indices(tmp_path: Path) -> None:
         ({"on_unwritable": "skip"}, "on_unwritable is 'skip'"),
         ({"columns": "forces"}, r"give a list, \['forces'\]"),
         ({"decimals": -1}, "decimals is -1"),
+        ({"decimals": 2.0}, "decimals is 2.0; give an integer"),
+        ({"decimals": True}, "decimals is True; give an integer"),
     ],
 )
 def test_wrong_options_are_refused(options, message: str, tmp_path: Path) -> None:
     with pytest.raises(StageError, match=message):
         ExtxyzSink(tmp_path, **options)
+
+
+@pytest.mark.parametrize("virial", [1.5, "none", True, np.zeros(9), np.zeros(6), {"a": 1}])
+def test_a_virial_that_is_no_matrix_is_refused(virial, tmp_path: Path) -> None:
+    structure = water(info={"virial": virial})
+    with pytest.raises(StageError, match=r"^index 0, structure 0: info 'virial'"):
+        there_and_back([structure], tmp_path)
+    assert there_and_back([structure], tmp_path, on_unwritable="drop") == [water()]
+
+
+@pytest.mark.parametrize("number", [119, -1])
+@pytest.mark.parametrize("on_unwritable", ["fail", "drop"])
+def test_an_atom_without_a_symbol_is_refused(number, on_unwritable, tmp_path: Path) -> None:
+    odd = AtomicData(atomic_numbers=np.array([number]), positions=np.zeros((1, 3)))
+    with pytest.raises(StageError, match=rf"^index 0, structure 1: atomic number {number}, which"):
+        there_and_back([water(), odd], tmp_path, on_unwritable=on_unwritable)

@@ -213,8 +213,11 @@ def test_pickling_is_small_and_keeps_no_file(dataset: Path) -> None:
     assert list(pickle.loads(pickled)[3]) == before
 
 
-def test_a_file_is_free_for_others_once_it_is_read(dataset: Path) -> None:
-    source = ASELMDBSource(dataset)
+@pytest.mark.parametrize("rows_per_index", [None, 20])
+def test_a_file_is_free_for_others_once_it_is_read(
+    dataset: Path, rows_per_index: int | None
+) -> None:
+    source = ASELMDBSource(dataset, rows_per_index)
     rows = iter(source[0])
     next(rows)
     del rows
@@ -390,3 +393,14 @@ def test_a_damaged_file_can_be_told_from_a_good_one_and_stops_nobody(tmp_path: P
 def read_header_of(content: bytes, path: Path) -> LMDBHeader:
     path.write_bytes(content)
     return read_header(path)
+
+
+@pytest.mark.parametrize("rows_per_index", [2.0, True, "3"])
+def test_rows_an_index_are_an_integer(dataset: Path, rows_per_index) -> None:
+    with pytest.raises(SourceError, match=r"^rows_per_index is .*; give an integer, 1 or more"):
+        ASELMDBSource(dataset, rows_per_index)
+
+
+def test_a_tilde_is_the_home_directory(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(dataset.parent))
+    assert len(ASELMDBSource(f"~/{dataset.name}")) == 5

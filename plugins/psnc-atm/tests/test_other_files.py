@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ase.db
+import ase.io
 import pytest
 from data import molecules, write_database
 
-from psnc import Pipeline, Sink, SourceError, run_pipeline
-from psnc_atm import ASELMDBSource, AtomicData
+from psnc import Pipeline, Sink, Source, SourceError, run_pipeline
+from psnc_atm import ASEDatabaseSource, ASELMDBSource, ASESource, AtomicData, ExtxyzSink
 
 
 class Energies(Sink[AtomicData]):
@@ -117,3 +119,58 @@ def test_files_may_come_before_one_that_is_not_done(tmp_path: Path) -> None:
     (tmp_path / "clean").mkdir()
     run(tmp_path / "in", tmp_path / "clean")
     assert written(tmp_path) == written(tmp_path / "clean")
+
+
+def grown(path: Path, first: int, last: int) -> None:
+    """Write some of the molecules behind those that a file has."""
+    some = list(molecules(last))[first:]
+    if path.suffix == ".extxyz":
+        ase.io.write(path, some, append=True)
+    else:
+        with ase.db.connect(path) as database:
+            for atoms in some:
+                database.write(atoms)
+
+
+SOURCES = {
+    "a.aselmdb": (lambda path: ASELMDBSource(path, rows_per_index=2), "rows"),
+    "a.db": (lambda path: ASEDatabaseSource(path, rows_per_index=2), "rows"),
+    "a.extxyz": (lambda path: ASESource(path, frames_per_index=2), "frames"),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_short_last_index_that_has_grown_is_refused(tmp_path: Path, name: str) -> None:
+    make, unit = SOURCES[name]
+    path = tmp_path / name
+
+    def convert(output: Path) -> None:
+        source: Source[AtomicData] = make(path)
+        pipeline = Pipeline(source=source, sink=ExtxyzSink(output), resume=True, db_dir=output)
+        run_pipeline(pipeline, progress=False)
+
+    def energies(output: Path) -> list[float | None]:
+        return [
+            structure.energy for each in ASESource(output, pattern="*.extxyz") for structure in each
+        ]
+
+    grown(path, 0, 3)
+    convert(tmp_path / "out")
+    grown(path, 3, 6)
+    with pytest.raises(SourceError) as refused:
+        convert(tmp_path / "out")
+    assert f"index 1 is {name}, {unit} 2 to 3 now, and was {name}, {unit} 2 to 2 when" in str(
+        refused.value
+    )
+    convert(tmp_path / "anew")
+    assert energies(tmp_path / "anew") == [atoms.get_potential_energy() for atoms in molecules(6)]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_full_last_index_leaves_room_for_more(tmp_path: Path, name: str) -> None:
+    make, _ = SOURCES[name]
+    grown(tmp_path / name, 0, 4)
+    names = [make(tmp_path / name).index_name(index) for index in range(2)]
+    grown(tmp_path / name, 4, 5)
+    source = make(tmp_path / name)
+    assert [source.index_name(index) for index in range(3)][:2] == names

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ase.db
 import lmdb
 import numpy as np
 import pytest
@@ -253,6 +254,19 @@ def wrong_rows(name: str, change: Callable[[list[Any]], list[Any]]) -> Damage:
     return damage
 
 
+def marked(array: np.ndarray[Any, Any]) -> dict[str, Any]:
+    return {"__ndarray__": [array.shape, array.dtype.name, array.ravel().tolist()]}
+
+
+OF_TWO_ATOMS = {"numbers": marked(np.array([1, 1])), "forces": None}
+OF_THREE_ATOMS = {"numbers": marked(np.array([1, 1, 1])), "forces": None}
+
+
+def of_two_atoms(key: str, shape: tuple[int, ...]) -> Callable[[bytes], bytes]:
+    entries = {"positions": marked(np.zeros((2, 3))), key: marked(np.ones(shape, dtype=int))}
+    return lambda value: rewritten(value, **OF_TWO_ATOMS, **entries)
+
+
 BAD_ROWS: dict[str, tuple[Damage, str]] = {
     "half": (lambda value: value[: len(value) // 2], "incomplete"),
     "a byte": (
@@ -296,6 +310,51 @@ BAD_ROWS: dict[str, tuple[Damage, str]] = {
     "dipole": (lambda value: rewritten(value, dipole=[1.0, 2.0]), "cannot reshape"),
     "pbc": (lambda value: rewritten(value, pbc=[True]), "cannot reshape"),
     "tags": (lambda value: rewritten(value, tags=["one"]), "tags has entries"),
+    "numbers in a column": (
+        wrong_rows("numbers", lambda rows: [[number] for number in rows]),
+        "numbers has shape",
+    ),
+    "positions in two dimensions": (
+        lambda value: rewritten(value, **OF_THREE_ATOMS, positions=marked(np.zeros((3, 2)))),
+        "positions has shape (3, 2)",
+    ),
+    "positions turned": (
+        lambda value: rewritten(value, **OF_TWO_ATOMS, positions=marked(np.zeros((3, 2)))),
+        "positions has shape (3, 2)",
+    ),
+    **{
+        name: (of_two_atoms(name, shape), f"{field} has shape {shape}")
+        for name, field, shape in (
+            *(("tags", "tags", (2, 2)), ("masses", "atomic_masses", (2, 1))),
+            *(("charges", "charges", (2, 3)), ("initial_charges", "initial_charges", (2, 1))),
+            *(("energies", "energies", (2, 3)), ("magmoms", "magmoms", (2, 2))),
+            *(("initial_magmoms", "initial_magmoms", (2, 1)), ("momenta", "momenta", (2, 2))),
+        )
+    },
+    "pbc of texts": (lambda value: rewritten(value, pbc=["False", "", ""]), "pbc has entries"),
+    "an energy that is a text": (lambda value: rewritten(value, energy="1.5"), "a text stands"),
+    "forces that are texts": (
+        wrong_rows("forces", lambda rows: [[str(number) for number in row] for row in rows]),
+        "a text stands",
+    ),
+    "constraints by name": (
+        lambda value: rewritten(value, constraints={"name": "FixAtoms"}),
+        "constraints is no list",
+    ),
+    "constraints that are a text": (
+        lambda value: rewritten(value, constraints="abc"),
+        "constraints is no list",
+    ),
+    "an object that ASE refuses": (
+        lambda value: rewritten(
+            value, data={"c": {"__ase_objtype__": "cell", "array": [[1, 2], [3, 4]]}}
+        ),
+        "__ase_objtype__ makes no object",
+    ),
+    "more atoms than there is room for": (
+        lambda value: rewritten(value, numbers={"__ndarray__": [[10**30], "int64", [1, 2]]}),
+        "",
+    ),
 }
 
 
@@ -498,3 +557,25 @@ def test_a_store_is_continued_when_bad_rows_are_to_be_left_out(
     ]
     convert("skip", tmp_path / "clean.zarr")
     assert_same_store(tmp_path / "clean.zarr", tmp_path / "out.zarr")
+
+
+def test_a_total_moment_that_is_no_number_is_a_result(tmp_path: Path) -> None:
+    path = tmp_path / "rows.aselmdb"
+    write_database(path, molecules(2))
+    change_row(path, 1, magmom=marked(np.array([0.5, 1.0, 2.0])))
+    change_row(path, 2, magmom=1.5)
+    vector, number = ASELMDBSource(path)[0]
+    assert vector.magmom is None
+    np.testing.assert_array_equal(vector.results["magmom"], [0.5, 1.0, 2.0])
+    assert (number.magmom, dict(number.results)) == (1.5, {})
+
+
+def test_keys_of_mappings_are_integers_where_ase_has_them_so(tmp_path: Path) -> None:
+    path = tmp_path / "rows.aselmdb"
+    keys = {"-1": 1, "+2": 2, " 3": 3, "1_0": 4, "007": 7, "x": 8}
+    write_database(path, molecules(1), data={"k": keys})
+    with ase.db.connect(path) as database:
+        expected = database.get(1).data["k"]
+    (structure,) = ASELMDBSource(path)[0]
+    assert structure.info["k"] == expected
+    assert set(expected) == {-1, 2, 3, 10, 7, "x"}

@@ -174,7 +174,7 @@ def test_with_several_indices_a_file_a_repair_is_refused(tmp_path: Path) -> None
     convert(data, tmp_path, rows=5)
     path.write_bytes(whole)
     # What was one unreadable index would now be four, and all numbers behind it would change.
-    with pytest.raises(SourceError, match=r"index 5 is data0001\.aselmdb from row 5 on now"):
+    with pytest.raises(SourceError, match=r"index 5 is data0001\.aselmdb, rows 5 to 9 now"):
         convert(data, tmp_path, rows=5)
     with pytest.raises(StageError, match=r"data0001\.aselmdb changed"):
         run_pipeline(pipeline_with(data, tmp_path, rows=5, resume=False), progress=False)
