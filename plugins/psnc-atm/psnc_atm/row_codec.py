@@ -71,6 +71,7 @@ NOT_RESULTS = _READ_APART | _FIELD_OF_KEY.keys()
 _MOMENTS = frozenset(("magmoms", "initial_magmoms"))
 _FROM_INFO = ("charge", "spin")
 _FLOAT64 = np.dtype("float64")
+_NESTED = (dict, list)
 
 
 def atom_count(value: bytes | memoryview) -> int:
@@ -125,7 +126,7 @@ class RowDecoder:
         """
         text = inflate(value)
         row = _load_json(text)
-        if _may_be_large_integers([row.get("key_value_pairs"), row.get("data")]):
+        if _may_be_large_integers((row.get("key_value_pairs"), row.get("data"))):
             row = json.loads(text)
         if not self._narrow:
             return self._structure(row)
@@ -198,7 +199,9 @@ class RowDecoder:
         }
         kept = data if self._data else [name for name in _FROM_INFO if _is_number(data.get(name))]
         for name in kept:
-            info[name] = self._plain(data[name])
+            entry = data[name]
+            # Most are numbers and texts, for which a call would be most of the time.
+            info[name] = self._plain(entry) if entry.__class__ in _NESTED else entry
         return info
 
     def _plain(self, entry: Any) -> Any:
@@ -256,13 +259,19 @@ def _cell(entry: Any) -> Any:
     return entry["array"] if isinstance(entry, dict) and "array" in entry else entry
 
 
-def _may_be_large_integers(entry: Any) -> bool:
+def _may_be_large_integers(entries: Iterable[Any]) -> bool:
     """Tell whether orjson may have rounded an integer of more than 64 bits to a float."""
-    if isinstance(entry, float):
-        return abs(entry) >= _LARGE
-    if isinstance(entry, dict):
-        return "__ndarray__" not in entry and any(map(_may_be_large_integers, entry.values()))
-    return isinstance(entry, list) and any(map(_may_be_large_integers, entry))
+    for entry in entries:
+        kind = entry.__class__
+        if kind is float:
+            if abs(entry) >= _LARGE:
+                return True
+        elif kind is dict:
+            if "__ndarray__" not in entry and _may_be_large_integers(entry.values()):
+                return True
+        elif kind is list and _may_be_large_integers(entry):
+            return True
+    return False
 
 
 def _load_json(text: bytes) -> dict[str, Any]:
