@@ -246,13 +246,15 @@ def _target_of(path: AnyPath) -> tuple[Path, os.stat_result | None]:
     with _explained(path):
         target = Path(os.path.realpath(path))
     with _explained(target):
-        try:
-            earlier = os.stat(target)
-        except FileNotFoundError:
-            return target, None
-        if not os.access(target, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        return target, earlier
+        for _ in range(_ATTEMPTS):
+            try:
+                earlier = os.stat(target)
+            except FileNotFoundError:
+                return target, None
+            # Also false for what another writer has moved away since.
+            if os.access(target, os.W_OK):
+                return target, earlier
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _file_at(path: AnyPath) -> tuple[Path, os.stat_result | None]:

@@ -499,6 +499,23 @@ print("done")
 """
 
 
+def test_a_directory_that_another_writer_moves_away_meanwhile_is_no_reason_to_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+
+    def looked_at_too_late(path: Path, mode: int) -> bool:
+        monkeypatch.undo()
+        place.rmdir()
+        return os.access(path, mode)
+
+    monkeypatch.setattr(os, "access", looked_at_too_late)
+    with atomic_directory(place) as draft:
+        (draft / "a").write_text("whole")
+    assert (place / "a").read_text() == "whole"
+
+
 def is_whole(text: str) -> bool:
     return len(set(text.split())) == 1 and text.count(" ") == 3000
 
