@@ -28,7 +28,6 @@ _NUMBERS = frozenset(
         *("float16", "float32", "float64", "complex64", "complex128"),
     )
 )
-_BLOSC_HEADER_BYTES = 16
 _CHECKSUM_BYTES = 4
 _ABSENT = 2**64 - 1
 
@@ -215,13 +214,9 @@ def _gzip(data: bytes) -> bytes:
 
 
 def _blosc(data: bytes) -> bytes:
-    from numcodecs.blosc import Blosc
+    from psnc_atm.zarr_codec import decode_blosc
 
-    # Blosc believes the size that its header states, and would read on behind the end.
-    stated = int.from_bytes(data[12:16], "little")
-    if len(data) < _BLOSC_HEADER_BYTES or stated != len(data):
-        raise ValueError(f"{len(data)} bytes of {stated} are there")
-    return _bytes_of(Blosc().decode(data))
+    return _bytes_of(decode_blosc(data))
 
 
 def _crc32c(data: bytes) -> bytes:

@@ -30,7 +30,6 @@ from zarr.storage import LocalStore, MemoryStore, StorePath
 from psnc.atomic import atomic_write
 from psnc.errors import OutputError, StageError
 from psnc_atm.edge_files import EdgeFileHead, edge_file_path, open_edge_file, read_head
-from psnc_atm.region_lock import store_lock
 from psnc_atm.zarr_store import WRITTEN, Encoding, ZarrStore, add_array
 
 __all__ = ["hold_edges", "join_edges", "withdraw_edges"]
@@ -56,15 +55,8 @@ class _WrittenMeanwhileError(Exception):
 @contextmanager
 def hold_edges(store: ZarrStore) -> Iterator[None]:
     """Keep others from joining edges, and from laying the store out anew; regions are written."""
-    try:
-        with store_lock(store.path / "core/zarr.json", exclusive=True):
-            yield
-    except FileNotFoundError as error:
-        raise StageError(f"{store.path} has been deleted while it was written to") from error
-    except PermissionError as error:
-        raise StageError(
-            f"{store.path} cannot be written ({error.strerror}); make it writable"
-        ) from error
+    with store.lock(exclusive=True, anchor="core/zarr.json"):
+        yield
 
 
 def join_edges(store: ZarrStore, encoding: Encoding) -> bool:

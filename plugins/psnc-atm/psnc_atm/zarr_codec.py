@@ -9,9 +9,18 @@ import numpy as np
 from attrs import frozen
 from numcodecs import blosc, gzip, zstd
 
-__all__ = ["CODECS", "DEFAULT_CODEC", "Codec", "codec_metadata", "compressor_of", "level_of"]
+__all__ = [
+    "CODECS",
+    "DEFAULT_CODEC",
+    "Codec",
+    "codec_metadata",
+    "compressor_of",
+    "decode_blosc",
+    "level_of",
+]
 
 DEFAULT_CODEC = "blosc-lz4"
+_BLOSC_HEADER_BYTES = 16
 # Of each name its lowest, usual and highest level. All are part of every installation of zarr.
 CODECS: dict[str, tuple[int, int, int]] = {
     "blosc-lz4": (0, 5, 9),
@@ -104,16 +113,18 @@ def compressor_of(metadata: Mapping[str, Any] | None) -> Codec:
         )
     else:
         raise ValueError(f"codec {name} is none that psnc writes")
-    return Codec(made.encode, _of_whole_blocks(made.decode) if name == "blosc" else made.decode)
+    return Codec(made.encode, decode_blosc if name == "blosc" else made.decode)
 
 
-def _of_whole_blocks(decode: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Refuse what is cut off, of which Blosc would decode whatever follows it in memory."""
+def decode_blosc(content: bytes) -> Any:
+    """Decode what Blosc has encoded, whatever its options were.
 
-    def checked(content: Any) -> Any:
-        stated = int.from_bytes(content[12:16], "little")
-        if len(content) < 16 or stated != len(content):
-            raise ValueError(f"it has {len(content)} of {stated} bytes")
-        return decode(content)
-
-    return checked
+    Raises
+    ------
+    ValueError
+        If it is cut off: Blosc believes its header, and would decode what follows in memory.
+    """
+    stated = int.from_bytes(content[12:16], "little")
+    if len(content) < _BLOSC_HEADER_BYTES or stated != len(content):
+        raise ValueError(f"{len(content)} bytes of {stated} are there")
+    return blosc.Blosc().decode(content)

@@ -178,10 +178,15 @@ class ZarrStore:
         return store
 
     @contextmanager
-    def lock(self, *, exclusive: bool = False) -> Iterator[None]:
-        """Keep others from laying the store out anew, or (exclusive) from writing to it."""
+    def lock(
+        self, *, exclusive: bool = False, anchor: str = f"{OWN_GROUP}/zarr.json"
+    ) -> Iterator[None]:
+        """Keep others from laying the store out anew, or (exclusive) from writing to it.
+
+        What is locked is a file of the store, ``anchor``; each has a lock of its own.
+        """
         try:
-            with store_lock(self.path / OWN_GROUP / "zarr.json", exclusive=exclusive):
+            with store_lock(self.path / anchor, exclusive=exclusive):
                 yield
         except FileNotFoundError as error:
             raise StageError(f"{self.path} has been deleted while it was written to") from error
