@@ -19,18 +19,19 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 from attrs import frozen
 from numpy.typing import NDArray
-from zarr.storage import LocalStore, MemoryStore, StorePath
 
 from psnc.atomic import atomic_write
 from psnc.errors import OutputError, StageError
 from psnc_atm.edge_files import EdgeFileHead, edge_file_path, open_edge_file, read_head
 from psnc_atm.zarr_store import WRITTEN, Encoding, ZarrStore, add_array
+
+if TYPE_CHECKING:
+    import zarr
 
 __all__ = ["hold_edges", "join_edges", "withdraw_edges"]
 
@@ -175,6 +176,9 @@ def _new_arrays(
     store: ZarrStore, heads: Heads, state: _State, encoding: Encoding
 ) -> dict[str, zarr.Array[Any]]:
     """Return the new arrays: their chunks go to the store, their metadata are nowhere yet."""
+    import zarr
+    from zarr.storage import LocalStore, MemoryStore, StorePath
+
     edges = sum(head.edges for head in heads.values())
     rows = int(store.rows_before[-1])
     root = zarr.create_group(MemoryStore(), zarr_format=3)

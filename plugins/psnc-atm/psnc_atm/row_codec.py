@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import orjson
-from ase.io.jsonio import intkey, object_hook
 from numpy.typing import NDArray
 
 from psnc_atm.atomic_data import AtomicData
@@ -28,6 +27,7 @@ __all__ = [
     "RowDecoder",
     "atom_count",
     "atom_counts_of_heads",
+    "int_if_possible",
     "joined_info",
     "plain",
     "plain_values",
@@ -211,7 +211,7 @@ class RowDecoder:
                 return _marked_array(entry, self._float)
             if any(key.startswith("__") for key in entry):
                 return _marked(entry)
-            return {intkey(key): self._plain(item) for key, item in entry.items()}
+            return {int_if_possible(key): self._plain(item) for key, item in entry.items()}
         return [self._plain(item) for item in entry] if isinstance(entry, list) else entry
 
 
@@ -242,6 +242,14 @@ def joined_info(pairs: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, 
     return {
         f"key_value_pairs.{name}" if name in both else name: pairs[name] for name in pairs
     } | dict(data)
+
+
+def int_if_possible(key: str) -> int | str:
+    """Return the key that a name in JSON was before it was written, as ASE's own reader has it."""
+    try:
+        return int(key)
+    except ValueError:
+        return key
 
 
 def take_charge_and_spin(info: dict[str, Any], fields: dict[str, Any]) -> None:
@@ -352,6 +360,9 @@ def _marked_array(entry: dict[str, Any], float_dtype: np.dtype[Any]) -> NDArray[
 
 
 def _marked(entry: dict[str, Any]) -> Any:
+    # Imported where it is needed, since much of SciPy comes with it.
+    from ase.io.jsonio import object_hook
+
     unmarked = {key: _unmarked(item) for key, item in entry.items()}
     try:
         return object_hook(unmarked)

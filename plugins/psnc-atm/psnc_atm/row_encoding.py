@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 import orjson
-from ase.io.jsonio import intkey
 from numpy.typing import NDArray
 
 from psnc_atm.atomic_data import AtomicData
 from psnc_atm.fields import FIELDS, RESULT_FIELDS
-from psnc_atm.row_codec import EXTRA_FIELDS, NOT_RESULTS
+from psnc_atm.row_codec import EXTRA_FIELDS, NOT_RESULTS, int_if_possible
 from psnc_atm.unwritable import Unwritable
 from psnc_atm.voigt import voigt_from_matrix
 
@@ -243,7 +242,7 @@ def _is_name(name: Any) -> bool:
 def _is_key(key: Any) -> bool:
     # What is an integer for Python comes back as one, and two underscores mark what is no mapping.
     if isinstance(key, str):
-        return _is_unicode(key) and isinstance(intkey(key), str) and not key.startswith("__")
+        return _is_unicode(key) and isinstance(int_if_possible(key), str) and not key.startswith("__")
     return isinstance(key, int) and not isinstance(key, bool)
 
 

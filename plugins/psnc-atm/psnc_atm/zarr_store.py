@@ -10,10 +10,9 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import zarr
 from attrs import asdict, frozen
 from numpy.typing import NDArray
 
@@ -23,6 +22,9 @@ from psnc_atm.store_plan import FieldSpec, StorePlan, room
 from psnc_atm.zarr_array import LocalArray, open_array
 from psnc_atm.zarr_codec import codec_metadata
 from psnc_atm.zarr_region import clear_region, write_region
+
+if TYPE_CHECKING:
+    import zarr
 
 __all__ = [
     "OWN_GROUP",
@@ -380,6 +382,9 @@ def lay_out(
     follows: Sequence[Made] = (),
 ) -> None:
     """Make an empty store at ``draft``."""
+    # Imported here, since the workers that fill a store have no need of it.
+    import zarr
+
     rows, atoms = len(plan.atoms_ptr) - 1, int(plan.atoms_ptr[-1])
     indices = len(plan.rows_before) - 1
     lengths = {"system": rows, "atom": atoms}
