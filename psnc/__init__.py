@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from psnc.stages import Filter, Param, Sink, Source, StatefulFilter
     from psnc.store import CheckpointStore, Counts, IndexRow, RecordedFile, RunRow, StageTotal
     from psnc.worker import BatchResult, WorkerTask
+    from psnc.worker_map import map_on_workers
 
 _HOMES = {
     "ArtifactRecord": "records",
@@ -117,6 +118,7 @@ _HOMES = {
     "gather_pipeline": "gather",
     "hookimpl": "hookspecs",
     "hookspec": "hookspecs",
+    "map_on_workers": "worker_map",
     "plugin_manager": "manager",
     "run_pipeline": "session",
     "sink": "functions",
@@ -183,6 +185,7 @@ __all__ = [
     "gather_pipeline",
     "hookimpl",
     "hookspec",
+    "map_on_workers",
     "plugin_manager",
     "run_pipeline",
     "sink",

@@ -7,13 +7,16 @@ and are the same on every backend.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from psnc.worker import BatchResult, WorkerTask
 
 __all__ = ["Backend", "BatchLostError"]
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class BatchLostError(Exception):
@@ -41,6 +44,21 @@ class Backend(ABC):
 
     def __init__(self, n_jobs: int) -> None:
         self.n_jobs = n_jobs
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """Call a function for every item, and return the results in the order of the items.
+
+        What :func:`psnc.map_on_workers` does while the stages get ready: before :meth:`start`, and
+        any number of times. Calls are independent of each other, so that they may be made anywhere
+        and in any order. A backend that leaves this as it is makes them here, one after the other;
+        one that overrides it must bear :meth:`stop` without :meth:`start` after it.
+
+        Raises
+        ------
+        Exception
+            What the function raised, for the first item for which it did.
+        """
+        return [function(item) for item in items]
 
     @abstractmethod
     def start(self, task: WorkerTask) -> None:

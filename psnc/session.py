@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
 from typing import Any, Literal, overload
@@ -37,6 +37,7 @@ from psnc.shards import Shard
 from psnc.store import shown_url
 from psnc.verification import require_level, reset_lost_indices
 from psnc.worker import BatchResult, WorkerTask
+from psnc.worker_map import lent_to_stages
 
 __all__ = ["Session", "run_pipeline"]
 
@@ -280,6 +281,8 @@ class Session:
         self._quarantined: dict[int, int] = {}
         self._lost_outputs: dict[int, str] = {}
         self._first_exception: BaseException | None = None
+        # Whether the backend has workers that nobody has ended.
+        self._has_workers = False
         self._errors_before = self.plugins.errors_told()
         self.summary: RunSummary | None = None
 
@@ -377,6 +380,8 @@ class Session:
             self._drive(claim)
             interrupted = False
         finally:
+            if self._has_workers:
+                self._backend.stop(now=True)
             self._finish(started, interrupted)
 
     def _drive(self, claim: DriverClaim | None) -> None:
@@ -386,7 +391,8 @@ class Session:
             self._verify_completed()
             # First, and also if nothing is left to run: a sink may know that what is recorded as
             # completed does not stand any more.
-            self.run_state.prepare()
+            with lent_to_stages(self._map):
+                self.run_state.prepare()
         finally:
             # Whoever is told that a run is over has been told that it began.
             left = self._take_completed()
@@ -410,10 +416,17 @@ class Session:
         finally:
             task.remove_shared_directory()
 
+    def _map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        # One that calls here, as it was given to, has started nothing.
+        self._has_workers = type(self._backend).map is not Backend.map
+        return self._backend.map(function, items)
+
     def _run_batches(
         self, task: WorkerTask, groups: Collection[tuple[int, ...]], claim: DriverClaim | None
     ) -> None:
         self._backend.start(task)
+        # From here on it is stopped in any case.
+        self._has_workers = False
         on_wake = _nothing if claim is None else claim.require
         dispatcher = Dispatcher(
             self._backend, task, groups, self._policy, self._take_retry, on_wake

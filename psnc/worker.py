@@ -26,7 +26,7 @@ from psnc.stages import stage_name
 from psnc.stop_flag import StopFlag
 from psnc.time_limit import LastWords, TimeLimit, last_words
 
-__all__ = ["BatchResult", "WorkerTask"]
+__all__ = ["BatchResult", "Surroundings", "WorkerTask", "can_travel"]
 
 # What every worker has to know of the run besides the pipeline.
 _LIMITS = ("stop_on_error", "policy", "timeout", "max_failures", "group_ends")
@@ -58,6 +58,33 @@ class BatchResult:
     elapsed_s: float = 0.0
     exception: BaseException | None = None
     lasting_failures: frozenset[int] = frozenset()
+
+
+@frozen
+class Surroundings:
+    """What a worker has to have of the driver's process before it can import anything.
+
+    Attributes
+    ----------
+    environment : dict of str to str
+        All variables: a worker may descend from a server process that was started under others.
+    import_path : list of str
+        From where the driver imports plugins and stages.
+    """
+
+    environment: dict[str, str]
+    import_path: list[str]
+
+    @classmethod
+    def here(cls) -> Self:
+        """Return those of this process."""
+        return cls(dict(os.environ), list(sys.path))
+
+    def take_on(self) -> None:
+        """Make this process have them."""
+        os.environ.clear()
+        os.environ.update(self.environment)
+        sys.path.extend(place for place in self.import_path if place not in sys.path)
 
 
 @define
@@ -129,7 +156,8 @@ class WorkerTask:
                 _let_go(exception)
         if self.run.store is not None:
             self.run.store.flush()
-        kept = exception if self.stop_on_error and self._can_travel(exception) else None
+        can_be_kept = not self.away or can_travel(exception)
+        kept = exception if self.stop_on_error and can_be_kept else None
         elapsed_s = perf_counter() - started
         plugin_errors = self._take_plugin_errors()
         return BatchResult(records, plugin_errors, elapsed_s, kept, frozenset(lasting_failures))
@@ -172,20 +200,16 @@ class WorkerTask:
             ) from error
         # Exceptions of a script's own are among the limits.
         limits_bytes = cloudpickle.dumps(limits)
-        surroundings = (dict(os.environ), list(sys.path), self._shared_directory())
-        return pickle.dumps((surroundings, settings, limits_bytes, pipeline_bytes))
+        where = (Surroundings.here(), self._shared_directory())
+        return pickle.dumps((where, settings, limits_bytes, pipeline_bytes))
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Self:
         """Set this process up as a worker: its plugins, its store, its copy of the pipeline."""
-        surroundings, settings, limits_bytes, pipeline_bytes = pickle.loads(content)
-        environment, path, directory = surroundings
+        where, settings, limits_bytes, pipeline_bytes = pickle.loads(content)
+        surroundings, directory = where
         config, invocation_id, verify = settings
-        # A worker may descend from a server process that was started under another environment.
-        os.environ.clear()
-        os.environ.update(environment)
-        # Plugins and stages are imported by name, from wherever the driver finds them.
-        sys.path.extend(place for place in path if place not in sys.path)
+        surroundings.take_on()
         plugins = manager.activate(config)
         try:
             pipeline = cloudpickle.loads(pipeline_bytes)
@@ -211,11 +235,15 @@ class WorkerTask:
             task._time_limit = TimeLimit(task.timeout, directory)
         return task
 
+    def share(self, directory: str | os.PathLike[str]) -> None:
+        """Have the driver and its workers hear of each other by a directory, which is empty yet."""
+        self._directory = os.fspath(directory)
+        self.stop_requested.share(_flag_path(self._directory))
+
     def _shared_directory(self) -> str:
-        """Return the directory by which the driver and its workers hear of each other."""
         if self._directory is None:
-            self._directory = tempfile.mkdtemp(prefix="psnc-run-")
-            self.stop_requested.share(_flag_path(self._directory))
+            self.share(tempfile.mkdtemp(prefix="psnc-run-"))
+        assert self._directory is not None
         return self._directory
 
     def remove_shared_directory(self) -> None:
@@ -228,21 +256,20 @@ class WorkerTask:
         self.run.close()
         manager.deactivate()
 
-    def _can_travel(self, exception: BaseException | None) -> bool:
-        """Tell whether an exception arrives in the driver as what it is."""
-        if not self.away:
-            return True
-        try:
-            return type(pickle.loads(pickle.dumps(exception))) is type(exception)
-        except Exception:  # whatever its class does when it is pickled
-            return False
-
     def _take_plugin_errors(self) -> dict[str, int]:
         if not self.away:
             return {}
         taken = dict(self.run.plugins.errors)
         self.run.plugins.errors.clear()
         return taken
+
+
+def can_travel(exception: BaseException | None) -> bool:
+    """Tell whether an exception arrives in another process as what it is."""
+    try:
+        return type(pickle.loads(pickle.dumps(exception))) is type(exception)
+    except Exception:  # whatever its class does when it is pickled
+        return False
 
 
 def _let_go(exception: BaseException) -> None:

@@ -33,6 +33,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def rows_to_atoms(directory: Path) -> int:
 
 
 def bare(directory: Path) -> int:
-    count = 0
+    structures = 0
     for path in sorted(directory.glob("*.aselmdb")):
         for key, value in raw_rows(path):
             if key.isdigit():
@@ -114,8 +115,8 @@ def bare(directory: Path) -> int:
                     for entry in row.values()
                     if isinstance(entry, dict) and "__ndarray__" in entry
                 ]
-                count += bool(arrays)
-    return count
+                structures += bool(arrays)
+    return structures
 
 
 def read(directory: Path, part: slice = slice(None)) -> int:
@@ -129,16 +130,12 @@ def read_by_two(directory: Path) -> int:
         return sum(pool.starmap(read, halves, chunksize=1))
 
 
-def convert(directory: Path, n_jobs: int, options: dict[str, Any]) -> int:
-    store = directory.parent / "made.zarr"
+def convert(directory: Path, store: Path, n_jobs: int, options: dict[str, Any]) -> int:
     sink = AtomicDataZarrSink(store, **options)
-    pipeline = Pipeline(
-        source=ASELMDBSource(directory), sink=sink, db_dir=directory.parent / "records"
-    )
+    records = store.with_suffix(".records")
+    pipeline = Pipeline(source=ASELMDBSource(directory), sink=sink, db_dir=records)
     run_pipeline(pipeline, n_jobs, on_error="raise")
-    counted = len(sink_rows(store))
-    shutil.rmtree(directory.parent / "records")
-    return counted
+    return len(sink_rows(store))
 
 
 def sink_rows(store: Path) -> Any:
@@ -151,8 +148,8 @@ def sink_rows(store: Path) -> Any:
 def timed(way: Callable[[], int]) -> tuple[float, int]:
     """Return seconds and structures a second."""
     started = time.perf_counter()
-    count = way()
-    return time.perf_counter() - started, count
+    structures = way()
+    return time.perf_counter() - started, structures
 
 
 def size_of(path: Path) -> int:
@@ -164,21 +161,21 @@ def size_of(path: Path) -> int:
 
 
 def compare(directory: Path, repeats: int, options: dict[str, Any]) -> None:
-    store = directory.parent / "made.zarr"
+    # Each turn writes another: ext4 is slow to make files for a minute after others were removed.
+    stores = (directory.parent / f"made-{number}.zarr" for number in count())
     ways: dict[str, Callable[[], int]] = {
         "Atoms": lambda: rows_to_atoms(directory),
         "bare": lambda: bare(directory),
         "source": lambda: read(directory),
         "source, two processes": lambda: read_by_two(directory),
-        "store": lambda: convert(directory, 1, options),
-        "store, two processes": lambda: convert(directory, 2, options),
+        "store": lambda: convert(directory, next(stores), 1, options),
+        "store, two processes": lambda: convert(directory, next(stores), 2, options),
     }
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
-            shutil.rmtree(store, ignore_errors=True)
-            seconds, count = timed(way)
-            rates[name].append(count / seconds)
+            seconds, structures = timed(way)
+            rates[name].append(structures / seconds)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     print(f"{'':24}{'structures/s':>14}{'of source':>12}")
     for name, rate in medians.items():
@@ -193,7 +190,8 @@ def compare(directory: Path, repeats: int, options: dict[str, Any]) -> None:
     print(f"store : source                  {ratio('store', 'source')}")
     print(f"two processes : one, store      {ratio('store, two processes', 'store')}")
     print(f"two processes : one, source     {ratio('source, two processes', 'source')}")
-    print(f"store's size : input's          {size_of(store) / size_of(directory):.3f}")
+    one = directory.parent / "made-0.zarr"
+    print(f"store's size : input's          {size_of(one) / size_of(directory):.3f}")
 
 
 def peak_memory_mb() -> float:
@@ -213,7 +211,6 @@ def measure_memory(directory: Path, rows: int, options: dict[str, Any]) -> float
     command = [sys.executable, __file__, "--convert", str(one), "--options", repr(options)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     shutil.rmtree(one)
-    shutil.rmtree(directory.parent / "made.zarr")
     return float(done.stdout)
 
 
@@ -230,7 +227,8 @@ def main() -> None:
     arguments = parser.parse_args()
     sink_options = eval(arguments.options, {})
     if arguments.convert:
-        convert(arguments.convert, 1, sink_options)
+        store = arguments.convert.with_suffix(".zarr")
+        convert(arguments.convert, store, 1, sink_options)
         print(peak_memory_mb())
         return
     print(

@@ -242,7 +242,9 @@ def _is_name(name: Any) -> bool:
 def _is_key(key: Any) -> bool:
     # What is an integer for Python comes back as one, and two underscores mark what is no mapping.
     if isinstance(key, str):
-        return _is_unicode(key) and isinstance(int_if_possible(key), str) and not key.startswith("__")
+        return (
+            _is_unicode(key) and isinstance(int_if_possible(key), str) and not key.startswith("__")
+        )
     return isinstance(key, int) and not isinstance(key, bool)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from attrs import evolve, frozen
 from numpy.typing import NDArray
 
+from psnc import map_on_workers
 from psnc.errors import StageError
 from psnc_atm.atomic_data import AtomicData
 from psnc_atm.fields import ALWAYS, EDGE_FIELDS, FIELDS, OPTIONAL, Level
@@ -30,6 +32,8 @@ __all__ = [
 Missing = Literal["refuse", "nan"]
 
 _STORABLE_KINDS = "biufc"
+# Many more than there are workers, so that none waits long for the last.
+_PARTS_TO_COUNT = 512
 
 
 @frozen
@@ -176,12 +180,26 @@ def plan_of(
 
 
 def count_atoms(
-    source: Any, indices: Iterable[int]
+    source: Any, indices: Sequence[int]
 ) -> tuple[list[NDArray[np.int64]], dict[int, str]]:
     """Return the numbers of atoms of each index, and why some could not be read.
 
     What could not be read is counted from 0 on, in the order of ``indices``, and has no structures.
+    All workers of the run that gets ready count.
     """
+    at_a_time = -(-len(indices) // _PARTS_TO_COUNT) or 1
+    parts = [indices[start : start + at_a_time] for start in range(0, len(indices), at_a_time)]
+    counts: list[NDArray[np.int64]] = []
+    unplanned: dict[int, str] = {}
+    for counted, why_not in map_on_workers(partial(_count_some, source), parts):
+        unplanned |= {len(counts) + position: cause for position, cause in why_not.items()}
+        counts += counted
+    return counts, unplanned
+
+
+def _count_some(
+    source: Any, indices: Sequence[int]
+) -> tuple[list[NDArray[np.int64]], dict[int, str]]:
     counts: list[NDArray[np.int64]] = []
     unplanned: dict[int, str] = {}
     for position, index in enumerate(indices):

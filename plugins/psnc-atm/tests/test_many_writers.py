@@ -16,8 +16,8 @@ import pytest
 import zarr
 from data import assert_same_store, contents
 
-from psnc import Pipeline, run_pipeline
-from psnc_atm import ASELMDBSource, AtomicDataZarrSink
+from psnc import Pipeline, Source, run_pipeline
+from psnc_atm import ASELMDBSource, AtomicData, AtomicDataZarrSink
 
 # Chunks that do not fit the indices in any way, so that nearly each one is shared.
 CHUNKS = {"atoms_per_chunk": 97, "systems_per_chunk": 11}
@@ -40,6 +40,41 @@ def sequential(dataset: Path, tmp_path: Path) -> Path:
     run_pipeline(pipeline(dataset, tmp_path / "sequential.zarr"), progress=False)
     assert contents(tmp_path / "sequential.zarr")["meta/samples_mask"].all()
     return tmp_path / "sequential.zarr"
+
+
+class ManySmall(Source[AtomicData]):
+    """Index i has i % 3 structures of i % 5 + 1 atoms each; one in a hundred cannot be read."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        if index % 100 == 42:
+            raise OSError(f"{index} is damaged")
+        atoms = index % 5 + 1
+        for structure in range(index % 3):
+            positions = np.full((atoms, 3), index + structure / 10)
+            yield AtomicData(atomic_numbers=np.full(atoms, 6), positions=positions)
+
+
+def test_indices_that_several_processes_count_have_the_places_that_one_gives_them(
+    tmp_path: Path,
+) -> None:
+    pipelines = [
+        Pipeline(source=ManySmall(1500), sink=AtomicDataZarrSink(tmp_path / name, **CHUNKS))
+        for name in ("one.zarr", "two.zarr")
+    ]
+    for jobs, each in enumerate(pipelines, 1):
+        run_pipeline(each, jobs, progress=False)
+        damaged = {index: f"OSError: {index} is damaged" for index in range(42, 1500, 100)}
+        assert each.failed_indices == damaged
+    assert_same_store(tmp_path / "one.zarr", tmp_path / "two.zarr")
+    positions = contents(tmp_path / "two.zarr")["core/positions"]
+    assert positions[0].tolist() == [1.0, 1.0, 1.0]
+    assert positions[-1].tolist() == [1499.1, 1499.1, 1499.1]
 
 
 def _write_some(

@@ -10,27 +10,35 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.util
 import os
+import pickle
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import connection
 from multiprocessing.context import ForkProcess, ForkServerProcess, SpawnProcess
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
+import cloudpickle
 from pebble import ProcessExpired, ProcessPool
 from pebble.common import process_exit
 
-from psnc.backend import Backend, BatchLostError
-from psnc.errors import BackendError, WorkerDiedError
+from psnc.backend import Backend, BatchLostError, R, T
+from psnc.errors import INTERRUPTS, BackendError, PipelineError, WorkerDiedError
+from psnc.execution import error_text
 from psnc.time_limit import is_enforceable
-from psnc.worker import BatchResult, WorkerTask
+from psnc.worker import BatchResult, Surroundings, WorkerTask, can_travel
 
 __all__ = ["ProcessPoolBackend"]
 
@@ -60,36 +68,89 @@ class ProcessPoolBackend(Backend):
                 f"{', '.join(available)}"
             )
         self._start_method = start_method
-
-    def start(self, task: WorkerTask) -> None:
-        """Start the processes."""
-        self._task = task
-        self._task_bytes = task.to_bytes()
+        self._task: WorkerTask | None = None
+        self._directory: Path | None = None
+        self._functions = 0
         # Guards what follows, for moments.
         self._changing = threading.Lock()
-        self._outstanding: set[Future[BatchResult]] = set()
+        self._outstanding: set[Future[Any]] = set()
         self._menders: list[threading.Thread] = []
         self._broken_in_a_row = 0
         self._stopping = False
-        self._open_pool()
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """Call the function in the processes, which start for it if they have not yet."""
+        name = _name_of(function)
+        try:
+            content = pickle.dumps((Surroundings.here(), cloudpickle.dumps(function)))
+            sent = [cloudpickle.dumps(item) for item in items]
+        except Exception as error:
+            raise PipelineError(
+                f"{name}, which the stages call to get ready, or what it is called with, cannot be "
+                f"sent to another process ({type(error).__name__}: {error}): open such things when "
+                "they are first used, or run with backend='thread_pool'"
+            ) from error
+        self._functions += 1
+        path = self._opened() / f"function-{self._functions}"
+        path.write_bytes(content)
+        outcomes = [self._schedule(_call, path, item) for item in sent]
+        try:
+            return [
+                self._result_of(outcome, path, item)
+                for outcome, item in zip(outcomes, sent, strict=True)
+            ]
+        except WorkerDiedError as error:
+            raise WorkerDiedError(
+                f"{error}: it was at {name}, which the stages call to get ready; run again, with "
+                "fewer jobs if memory was short",
+                error.pid,
+            ) from error
+
+    def _result_of(self, outcome: Future[bytes], path: Path, item: bytes) -> Any:
+        while True:
+            try:
+                result, error = pickle.loads(outcome.result())
+            except BatchLostError:
+                outcome = self._schedule(_call, path, item)
+                continue
+            if error is not None:
+                raise error
+            return result
+
+    def start(self, task: WorkerTask) -> None:
+        """Start the processes, if they have not yet, and let them have the task."""
+        directory = self._opened()
+        task.share(directory)
+        (directory / _TASK).write_bytes(task.to_bytes())
+        self._task = task
+
+    def _opened(self) -> Path:
+        """Return the directory that the processes know of, once there are any."""
+        if self._directory is None:
+            self._directory = Path(tempfile.mkdtemp(prefix="psnc-run-"))
+            self._open_pool()
+        return self._directory
 
     def _open_pool(self) -> None:
         self._context = _context(self._start_method, self._mend_in_time)
         self._pool: Any = ProcessPool(
             max_workers=self.n_jobs,
-            initializer=_remember_task,
-            initargs=(self._task_bytes,),
+            initializer=_begin,
+            initargs=(self._directory,),
             context=self._context,
         )
 
     def submit(self, indices: Sequence[int]) -> Future[BatchResult]:
         """Run the batch on the next free process."""
-        outcome: Future[BatchResult] = Future()
+        return self._schedule(_run_batch, tuple(indices))
+
+    def _schedule(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        outcome: Future[Any] = Future()
         with self._changing:
             context = self._context
             self._outstanding.add(outcome)
             try:
-                running = self._pool.schedule(_run_batch, args=(tuple(indices),))
+                running = self._pool.schedule(function, args=arguments)
             except BrokenProcessPool as error:
                 cause = error.__cause__ or error
                 raise BackendError(
@@ -105,9 +166,12 @@ class ProcessPoolBackend(Backend):
 
     def stop(self, *, now: bool = False) -> None:
         """End the processes, after their batches or at once."""
+        if self._directory is None:
+            return
         with self._changing:
             self._stopping = True
-        self._task.stop_requested.dismiss()
+        if self._task is not None:
+            self._task.stop_requested.dismiss()
         if now:
             self._context.end_at_once()
             self._pool.stop()
@@ -116,10 +180,10 @@ class ProcessPoolBackend(Backend):
         self._pool.join()
         for thread in self._menders:
             thread.join()
+        if self._task is None:
+            shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _hand_over(
-        self, done: Future[BatchResult], outcome: Future[BatchResult], context: Any
-    ) -> None:
+    def _hand_over(self, done: Future[Any], outcome: Future[Any], context: Any) -> None:
         if not done.cancelled() and isinstance(done.exception(), BrokenProcessPool):
             self._mend_in_time(context)
             return
@@ -165,6 +229,9 @@ class ProcessPoolBackend(Backend):
 # No worker holds a lock of the pool for longer than a message takes.
 _LOCK_S = 5.0
 
+# The file of the shared directory that the task is in.
+_TASK = "task"
+
 # So many pools may break one after the other before a batch is done.
 _BROKEN_AT_MOST = 3
 
@@ -176,6 +243,13 @@ def _is_to_be_had(lock: Any) -> bool:
     return True
 
 
+def _name_of(function: Callable[..., Any]) -> str:
+    if isinstance(function, partial):
+        function = function.func
+    name: str = getattr(function, "__qualname__", type(function).__qualname__)
+    return name
+
+
 def _useless_pool() -> BackendError:
     return BackendError(
         "worker processes ended before they took an index, as when memory runs out or "
@@ -183,7 +257,7 @@ def _useless_pool() -> BackendError:
     )
 
 
-def _take_over(done: Future[BatchResult], outcome: Future[BatchResult]) -> None:
+def _take_over(done: Future[Any], outcome: Future[Any]) -> None:
     if done.cancelled():
         outcome.cancel()
         return
@@ -211,14 +285,16 @@ def _cause_of_death(exit_code: int | None) -> str:
 
 # --- in the worker ----------------------------------------------------------------------------
 
-_task_bytes: bytes = b""
+# Where the driver leaves what does not go with every message.
+_directory = Path()
 _task: WorkerTask | None = None
+_function: tuple[Path, Callable[[Any], Any]] | None = None
 _busy = False
 
 
-def _remember_task(task_bytes: bytes) -> None:
-    global _task_bytes
-    _task_bytes = task_bytes
+def _begin(directory: Path) -> None:
+    global _directory
+    _directory = directory
     signal.signal(signal.SIGTERM, _leave_if_dismissed)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_with_driver, name="psnc-driver-watch", daemon=True).start()
@@ -228,12 +304,44 @@ def _run_batch(indices: tuple[int, ...]) -> BatchResult:
     global _busy, _task
     if _task is None:
         # Not in the initializer, whose errors would not reach the driver.
-        _task = WorkerTask.from_bytes(_task_bytes)
+        _task = WorkerTask.from_bytes((_directory / _TASK).read_bytes())
         multiprocessing.util.Finalize(None, _release, exitpriority=100)
     _busy = True
     result = _task(indices)
     _busy = False
     return result
+
+
+def _call(path: Path, item: bytes) -> bytes:
+    """Return what came of a call, or the error, as what is known to be readable in the driver."""
+    try:
+        function = _function_at(path)
+        return _sent_back(function, function(pickle.loads(item)))
+    except INTERRUPTS:
+        raise
+    except BaseException as error:
+        failure = error if can_travel(error) else PipelineError(error_text(error))
+        failure.add_note(f"In a worker process:\n{traceback.format_exc()}")
+        return pickle.dumps((None, failure))
+
+
+def _sent_back(function: Callable[[Any], Any], result: Any) -> bytes:
+    try:
+        return pickle.dumps((result, None))
+    except Exception as error:
+        raise PipelineError(
+            f"what {_name_of(function)} returned cannot be sent to another process "
+            f"({type(error).__name__}: {error}): have it return plain data"
+        ) from error
+
+
+def _function_at(path: Path) -> Callable[[Any], Any]:
+    global _function
+    if _function is None or _function[0] != path:
+        surroundings, content = pickle.loads(path.read_bytes())
+        surroundings.take_on()
+        _function = path, cloudpickle.loads(content)
+    return _function[1]
 
 
 def _leave_if_dismissed(signal_number: int, frame: Any) -> None:
@@ -255,8 +363,7 @@ def _end_with_driver() -> None:
     driver = multiprocessing.parent_process()
     if driver is not None:
         connection.wait([driver.sentinel])
-        if _task is not None:
-            _task.remove_shared_directory()
+        shutil.rmtree(_directory, ignore_errors=True)
         os._exit(1)
 
 
