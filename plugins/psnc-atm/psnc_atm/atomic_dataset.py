@@ -154,6 +154,8 @@ class AtomicDataset:
         """
         if isinstance(which, slice):
             return self._selection(self._rows[which])
+        if isinstance(which, bool):  # which Python takes for a number
+            raise _no_index(which)
         try:
             number = operator.index(which)  # type: ignore[arg-type]
         except TypeError:
@@ -203,10 +205,7 @@ class AtomicDataset:
         if wanted.size == 0 and wanted.ndim == 1:
             return np.empty(0, dtype=np.int64)
         if wanted.ndim != 1 or wanted.dtype.kind not in "iub":
-            raise TypeError(
-                "structures are indexed by integers, slices and one-dimensional arrays of integers "
-                f"or booleans, not {type(which).__name__}"
-            )
+            raise _no_index(which)
         if wanted.dtype.kind == "b":
             if len(wanted) != len(self):
                 raise IndexRangeError(
@@ -224,3 +223,10 @@ class AtomicDataset:
             f"index {number} is out of range: {self._structures.where} has "
             f"{len(self)} {'structure' if len(self) == 1 else 'structures'}"
         )
+
+
+def _no_index(which: object) -> TypeError:
+    return TypeError(
+        "structures are indexed by integers, slices and one-dimensional arrays of integers or "
+        f"booleans, not {type(which).__name__}"
+    )

@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +29,7 @@ __all__ = [
     "EdgeBuffer",
     "EdgeFile",
     "EdgeFileHead",
+    "IndexName",
     "carry_edge_files",
     "edge_file_path",
     "open_edge_file",
@@ -166,8 +167,36 @@ class EdgeFile:
         return np.frombuffer(inflated, dtype=f"<i{itemsize}").astype(np.int64)
 
 
+@frozen
+class IndexName:
+    """What people call an index, whose number in the store may be another.
+
+    Attributes
+    ----------
+    own : int
+        Its number in its source.
+    source : int, optional
+        The number of the source, from 1 on, where several were appended to the store.
+    """
+
+    own: int
+    source: int | None = None
+
+    def __str__(self) -> str:
+        of_source = "" if self.source is None else f" of source {self.source} in the store"
+        return f"index {self.own}{of_source}"
+
+    @property
+    def advice(self) -> str:
+        """How to run it again."""
+        database = "DB" if self.source is None else "DB_OF_THAT_SOURCE"
+        return f"run the index again (psnc reset {database} --index {self.own})"
+
+
 @contextmanager
-def open_edge_file(store: Path, index: int) -> Iterator[EdgeFile]:
+def open_edge_file(
+    store: Path, index: int, name_of: Callable[[int], IndexName]
+) -> Iterator[EdgeFile]:
     """Open the file of edges of an index for reading.
 
     Raises
@@ -180,13 +209,14 @@ def open_edge_file(store: Path, index: int) -> Iterator[EdgeFile]:
         with open(path, "rb") as file:
             yield EdgeFile(file)
     except _NO_EDGE_FILE as error:
+        name = name_of(index)
         raise StageError(
-            f"{path}, which has the edges of index {index}, cannot be read ({error}): restore it, "
-            f"or run the index again (psnc reset DB --index {index})"
+            f"{path}, which has the edges of {name}, cannot be read ({error}): restore it, or "
+            f"{name.advice}"
         ) from error
 
 
-def read_head(store: Path, index: int) -> EdgeFileHead:
+def read_head(store: Path, index: int, name_of: Callable[[int], IndexName]) -> EdgeFileHead:
     """Read what the file of edges of an index says of itself.
 
     Raises
@@ -194,7 +224,7 @@ def read_head(store: Path, index: int) -> EdgeFileHead:
     psnc.StageError
         If it is not there, or damaged.
     """
-    with open_edge_file(store, index) as edges:
+    with open_edge_file(store, index, name_of) as edges:
         return edges.head
 
 

@@ -154,12 +154,14 @@ class _State:
 def _heads(store: ZarrStore) -> Heads:
     """Return what the files of the written indices say of themselves."""
     marks = store.read(WRITTEN, 0, len(store.rows_before) - 1)
-    heads = {int(index): read_head(store.path, int(index)) for index in np.flatnonzero(marks)}
-    for index, head in heads.items():
-        if head.mark != int(marks[index]):
+    heads = {}
+    for index in np.flatnonzero(marks).tolist():
+        heads[index] = read_head(store.path, index, store.name_of)
+        if heads[index].mark != int(marks[index]):
+            name = store.name_of(index)
             raise StageError(
-                f"{edge_file_path(store.path, index)} is not of the run that wrote index {index}: "
-                f"run the index again (psnc reset DB --index {index})"
+                f"{edge_file_path(store.path, index)} is not of the run that wrote {name}: "
+                f"{name.advice}"
             )
     return heads
 
@@ -231,7 +233,7 @@ def _write_index(
     store: ZarrStore, index: int, head: EdgeFileHead, columns: Mapping[str, _Column]
 ) -> NDArray[np.int64]:
     """Write the edges of an index, and return how many each structure has."""
-    with open_edge_file(store.path, index) as file:
+    with open_edge_file(store.path, index, store.name_of) as file:
         if file.head != head:
             raise _WrittenMeanwhileError(f"index {index}")
         first_atoms = int(store.atoms_before[index]) + np.cumsum(file.atoms) - file.atoms

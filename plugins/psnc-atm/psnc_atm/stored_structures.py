@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,7 @@ _PRESENCE = "has_"
 # few that they are little memory.
 _BLOCK_ATOMS = 16_384
 _BLOCK_STRUCTURES = 512
+_NO_JSON = (json.JSONDecodeError, UnicodeDecodeError)
 _REQUIRED = ("meta/samples_mask", "meta/atoms_ptr", "core/atomic_numbers", "core/positions")
 
 
@@ -292,6 +294,8 @@ def read_structures(
         root = zarr.open_group(path or store, mode="r", use_consolidated=False)
         if "psnc" in root:
             root = zarr.open_group(path or store, mode="r")
+    except _NO_JSON as error:
+        raise _damaged(where, error) from error
     except (KeyError, TypeError, ValueError, OSError) as error:
         cause = "" if path is not None or not str(error) else f" ({str(error).splitlines()[0]})"
         raise SourceError(f"{where} is no Zarr store{cause}; give the directory of one") from error
@@ -299,13 +303,33 @@ def read_structures(
         raise SourceError(
             f"{where} cannot be opened ({error}); install what zarr needs for this kind of URL"
         ) from error
+    try:
+        return _structures(root, cache, fields, where, path, unchanged)
+    except _NO_JSON as error:
+        raise _damaged(where, error) from error
+
+
+def _damaged(where: str, error: ValueError) -> SourceError:
+    return SourceError(
+        f"{where} is damaged: metadata of the store or of an array are no JSON ({error}); "
+        "restore it, or write it anew"
+    )
+
+
+def _structures(
+    root: zarr.Group,
+    cache: ChunkCache,
+    fields: Sequence[str] | None,
+    where: str,
+    path: Path | None,
+    unchanged: Callable[[], None],
+) -> StoredStructures:
     for name in _REQUIRED:
         if name not in root:
             raise SourceError(
                 f"{where} has no {name}, so it is no store of atomic data, or an incomplete one; "
                 "give a store with the groups meta and core"
             )
-
     once = ChunkCache(0)
 
     def opened(name: str) -> StoredArray:

@@ -17,6 +17,7 @@ from attrs import asdict, frozen
 from numpy.typing import NDArray
 
 from psnc.errors import StageError
+from psnc_atm.edge_files import IndexName
 from psnc_atm.region_lock import store_lock
 from psnc_atm.store_plan import FieldSpec, StorePlan, room
 from psnc_atm.zarr_array import LocalArray, open_array
@@ -170,6 +171,14 @@ class ZarrStore:
     def room(self, index: int) -> tuple[int, int]:
         """Return the number of rows and of atoms that an index has room for."""
         return room(self.rows_before, self.atoms_before, index)
+
+    def name_of(self, index: int) -> IndexName:
+        """Return what an index of the store is called, of whichever source it is."""
+        for number, part in enumerate(self.parts, 1):
+            own = np.flatnonzero(part.indices() == index)
+            if len(own):
+                return IndexName(int(own[0]), number if len(self.parts) > 1 else None)
+        return IndexName(index)
 
     def current(self) -> ZarrStore:
         """Return this store, or the one that has taken its place."""

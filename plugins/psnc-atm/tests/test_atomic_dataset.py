@@ -141,7 +141,7 @@ def test_what_is_not_there_is_out_of_range(
             dataset.batch(which)
 
 
-@pytest.mark.parametrize("which", ["a", 1.5, [1.5], [[1]], None])
+@pytest.mark.parametrize("which", ["a", 1.5, [1.5], [[1]], None, True])
 def test_other_things_are_no_index(made: tuple[Path, list[AtomicData]], which: Any) -> None:
     with pytest.raises(TypeError, match="structures are indexed by integers, slices and"):
         open_dataset(made[0])[which]
@@ -448,6 +448,20 @@ def garble(path: Path) -> None:
 
 def empty(path: Path) -> None:
     path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [truncate, garble, empty])
+@pytest.mark.parametrize("name", ["", "core", "core/energy", "meta/samples_mask", "custom/site"])
+def test_damaged_metadata_are_told_from_what_is_no_store(
+    tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    write_by_hand(tmp_path / "out.zarr", arrays_by_hand())
+    damage(tmp_path / "out.zarr" / name / "zarr.json")
+    message = (
+        r"out\.zarr is damaged: metadata of .* are no JSON \(.+\); restore it, or write it anew"
+    )
+    with pytest.raises(SourceError, match=message):
+        open_dataset(tmp_path / "out.zarr")
 
 
 @pytest.mark.parametrize("damage", [truncate, garble, empty])

@@ -375,6 +375,27 @@ def test_a_file_of_edges_that_is_damaged_is_named_and_what_was_joined_stays(
     assert_joined(pipeline, store, range(4))
 
 
+def test_a_damaged_file_of_edges_of_an_appended_source_is_named_as_that_source_counts(
+    mixed: Path, tmp_path: Path
+) -> None:
+    first, second = (
+        pipeline_of(mixed / name, tmp_path, append=True)
+        for name in ("data0000.aselmdb", "data0001.aselmdb")
+    )
+    for pipeline in (first, second):
+        run(pipeline)
+    (tmp_path / "out.zarr/psnc/edges/1.edges").unlink()
+    message = (
+        r"edges/1\.edges, which has the edges of index 0 of source 2 in the store, cannot be "
+        r"read .* run the index again \(psnc reset DB_OF_THAT_SOURCE --index 0\)"
+    )
+    with pytest.raises(StageError, match=message):
+        gather_pipeline(first)
+    second.reset_index(0)
+    run(second)
+    assert gather_pipeline(first) == [str(tmp_path / "out.zarr")]
+
+
 def test_edges_of_another_run_than_wrote_the_index_are_refused(mixed: Path, tmp_path: Path) -> None:
     first, second = pipeline_of(mixed, tmp_path), pipeline_of(mixed, tmp_path, NeighbourList(1.0))
     run(first)
