@@ -251,10 +251,7 @@ class AtomicDataZarrSink(Sink[AtomicData]):
         store = (self._store or open_store(self._path)) if self._laid_out else None
         if store is None or self._part >= len(store.parts):
             self._consume(items)
-            raise StageError(
-                f"{self._path}: not laid out, since no structure could be read when the run "
-                "began; run again"
-            )
+            raise StageError(f"{self._path}: not laid out, since {self._why_not_laid_out()}")
         place = self._place(store, index)
         if place in store.unplanned:
             self._consume(items)
@@ -371,6 +368,15 @@ class AtomicDataZarrSink(Sink[AtomicData]):
         whole = plan_with_others(store, plan, parts, needed.part)
         changed = parts[needed.part].indices()[sorted(needed.old)].tolist()
         lay_out_anew(store, whole, parts, self._encoding, set(changed))
+
+    def _why_not_laid_out(self) -> str:
+        if not self._custom:
+            return "no structure could be read when the run began; run again"
+        return (
+            f"custom fields ({', '.join(self._custom)}) are laid out as the first structure has them, "
+            "and none reached the sink when the run began; mend what cannot be read, have filters "
+            "keep some, or leave custom away, and run again"
+        )
 
     @staticmethod
     def _consume(items: Iterator[AtomicData]) -> None:

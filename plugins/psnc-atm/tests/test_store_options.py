@@ -341,6 +341,14 @@ def test_fields_that_are_named_are_stored_though_nothing_came_at_first(tmp_path:
     assert stored["core/forces"].shape == (0, 3)
 
 
+def test_custom_fields_of_which_no_structure_tells_anything_are_the_reason(tmp_path: Path) -> None:
+    message = (
+        r"not laid out, since custom fields \(site\) are laid out as the first structure has them"
+    )
+    with pytest.raises(StageError, match=message):
+        write(Given([]), tmp_path / "out.zarr", custom={"site": "atom"})
+
+
 def test_a_run_that_could_not_lay_out_leaves_the_store_of_another_alone(tmp_path: Path) -> None:
     class Unreadable(Given):
         broken = True
