@@ -374,8 +374,8 @@ class AtomicDataZarrSink(Sink[AtomicData]):
             return "no structure could be read when the run began; run again"
         return (
             f"custom fields ({', '.join(self._custom)}) are laid out as the first structure has "
-            "them, and none reached the sink when the run began; mend what cannot be read, have filters "
-            "keep some, or leave custom away, and run again"
+            "them, and none reached the sink when the run began; mend what cannot be read, have "
+            "filters keep some, or leave custom away, and run again"
         )
 
     @staticmethod
