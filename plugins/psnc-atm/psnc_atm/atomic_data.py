@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _PER_ATOM = tuple(name for name in ATOM_FIELDS if name != "atomic_numbers")
+# Structures are made by the million, and most of these are None.
+_per_atom = attrgetter(*_PER_ATOM)
 
 
 @frozen(kw_only=True, eq=False, slots=True)
@@ -115,13 +118,14 @@ class AtomicData:
 
     def __attrs_post_init__(self) -> None:
         count = len(self.atomic_numbers)
-        for name in _PER_ATOM:
-            value = getattr(self, name)
+        for place, value in enumerate(_per_atom(self)):
             if value is not None and len(value) != count:
                 raise ValueError(
-                    f"{name} has {len(value)} rows for {count} atoms; give one row for each atom"
+                    f"{_PER_ATOM[place]} has {len(value)} rows for {count} atoms; give one row for "
+                    "each atom"
                 )
-        _check_edges(self.edge_index, self.unit_shifts)
+        if self.edge_index is not None or self.unit_shifts is not None:
+            _check_edges(self.edge_index, self.unit_shifts)
 
     def __len__(self) -> int:
         """Return the number of atoms."""

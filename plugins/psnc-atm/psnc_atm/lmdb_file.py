@@ -8,10 +8,12 @@ inherited before it opens anything itself.
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -31,13 +33,13 @@ __all__ = ["LMDBFile", "header_of", "open_file", "row_count"]
 
 _NO_ROWS = (b"nextid", b"deleted_ids", b"metadata")
 _ID_DIGITS = 18  # more do not fit into int64
-_ZERO = ord("0")
 _WAIT_FOR_CLOSE_SECONDS = 1.0
 # What has been read of a file counts as memory of the process until the file is closed.
 _MOST_MAPPED_BYTES = 2**27
 # Systems map what is around a page too. A row takes two pages: that of its key, which may be
 # anywhere, and that where it begins.
 _MAPPED_FOR_A_ROW = 2 * 2**16
+_PAGE_BYTES = mmap.PAGESIZE
 _Identity = tuple[int, int]
 
 Result = TypeVar("Result")
@@ -56,6 +58,7 @@ class LMDBFile:
         self._environment = self._open()
 
     def _open(self) -> Any:
+        self._resident_before = _resident_file_bytes() or 0
         # readahead: whole files are read in order, and that is what the kernel is good at.
         return lmdb.open(
             str(self.path),
@@ -81,28 +84,25 @@ class LMDBFile:
 
     @cached_property
     def _keys(self) -> tuple[NDArray[np.int64], int]:
-        keys = list(self._all_keys())
+        keys = self._all_keys()
         known = len({*keys}.intersection(_NO_ROWS))
-        of_rows = [
-            key
-            for key in keys
-            if key.isdigit() and (key[0] != _ZERO or key == b"0") and len(key) <= _ID_DIGITS
-        ]
+        of_rows = _keys_of_rows(keys)
         ids = np.array(of_rows, dtype=np.bytes_).astype(np.int64)
         ids.sort()
         return ids, len(keys) - len(ids) - known
 
-    def _all_keys(self) -> Iterator[bytes]:
+    def _all_keys(self) -> list[bytes]:
         # To look at a key maps the rows around it too.
         bytes_a_key = max(1, self.header.file_size // max(1, self.header.entries))
         at_a_time = max(1, _MOST_MAPPED_BYTES // bytes_a_key)
+        keys: list[bytes] = []
         following = b""
         while True:
             with self._transaction() as transaction, transaction.cursor() as cursor:
                 if not cursor.set_range(following):
-                    return
+                    return keys
                 some = list(islice(cursor.iternext(keys=True, values=False), at_a_time))
-            yield from some
+            keys += some
             following = some[-1] + b"\0"
             self._count_mapped(len(some) * bytes_a_key)
 
@@ -153,6 +153,12 @@ class LMDBFile:
             self._mapped_bytes += size
             if self._mapped_bytes < _MOST_MAPPED_BYTES or self._readers:
                 return
+            resident = _resident_file_bytes()
+            if resident is not None:
+                # Rows that lie side by side share pages, and were counted as if they did not.
+                self._mapped_bytes = max(0, resident - self._resident_before)
+                if self._mapped_bytes < _MOST_MAPPED_BYTES:
+                    return
             self._mapped_bytes = 0
             self._environment.close()
             try:
@@ -262,8 +268,27 @@ def _open_once_free(path: Path, header: LMDBHeader) -> LMDBFile:
             time.sleep(0.001)
 
 
+def _keys_of_rows(keys: list[bytes]) -> list[bytes]:
+    """Return those of a file's keys, in the order of its own, that ``ase.db`` writes for rows."""
+    zero = bisect_left(keys, b"0")
+    others = keys[bisect_left(keys, b"1") : bisect_left(keys, b":")]
+    # One look at all, since in most files all between the first digit and the last are ids.
+    if not b"".join(others).isdigit() or max(map(len, others)) > _ID_DIGITS:
+        others = [key for key in others if key.isdigit() and len(key) <= _ID_DIGITS]
+    return [*(key for key in keys[zero : zero + 1] if key == b"0"), *others]
+
+
 def _mapped_by(rows: Sequence[Any]) -> int:
     return max(sum(map(len, rows)), len(rows) * _MAPPED_FOR_A_ROW)
+
+
+def _resident_file_bytes() -> int | None:
+    """Return how much of mapped files counts as memory of this process, where the system says."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[2]) * _PAGE_BYTES
+    except OSError:
+        return None
 
 
 def _identity_of(path: Path) -> _Identity:

@@ -41,7 +41,7 @@ class RegionWriter:
         self._claim = IndexClaim()
         self._has_written = False
         self._rows_at_a_time = store.file_rows("meta/samples_mask")
-        self._atoms_at_a_time = store.file_rows("meta/atoms_mask")
+        self._atoms_at_a_time = store.file_rows("core/positions")
         self._done = (0, 0)
 
     def has_whole_files(self) -> bool:

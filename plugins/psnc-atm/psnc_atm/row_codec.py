@@ -72,6 +72,7 @@ _MOMENTS = frozenset(("magmoms", "initial_magmoms"))
 _FROM_INFO = ("charge", "spin")
 _FLOAT64 = np.dtype("float64")
 _NESTED = (dict, list)
+_NUMBERS = (int, float)
 
 
 def atom_count(value: bytes | memoryview) -> int:
@@ -381,4 +382,5 @@ def _unmarked(entry: Any) -> Any:
 
 
 def _is_number(entry: Any) -> bool:
-    return isinstance(entry, int | float) and not isinstance(entry, bool)
+    kind = entry.__class__
+    return kind is float or kind is int or (isinstance(entry, _NUMBERS) and kind is not bool)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
 from numpy.typing import NDArray
 
 from psnc.errors import StageError
@@ -383,6 +383,13 @@ def add_array(
     )
 
 
+def _of_masks(encoding: Encoding) -> Encoding:
+    """Cut the mask of atoms into fewer files, as a row of it is a byte where others have eight."""
+    if encoding.shard_rows["atom"] is not None:
+        return encoding
+    return evolve(encoding, chunk_rows={"atom": 8 * encoding.chunk_rows["atom"]})
+
+
 def lay_out(
     draft: Path,
     plan: StorePlan,
@@ -414,7 +421,7 @@ def lay_out(
     add("meta/atoms_ptr", rows + 1, (), "int64", "system")
     add("meta/edges_ptr", rows + 1, (), "int64", "system")
     add("meta/samples_mask", rows, (), "bool", "system")
-    add("meta/atoms_mask", atoms, (), "bool", "atom")
+    add_array(root, "meta/atoms_mask", atoms, (), "bool", _of_masks(encoding), "atom")
     add("meta/edges_mask", 0, (), "bool", "edge")
     for group in levels:
         root.require_group(group)
