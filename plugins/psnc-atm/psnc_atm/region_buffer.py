@@ -122,9 +122,11 @@ class RegionBuffer:
         counts: list[int] = []
         atoms = 0
         for item in items:
-            structure = require_structure(item, self._place(len(block)))
+            structure = item
+            if item.__class__ is not AtomicData:
+                structure = require_structure(item, self._place(len(block)))
             block.append(structure)
-            counts.append(len(structure))
+            counts.append(len(structure.atomic_numbers))
             atoms += counts[-1]
             if len(block) == _BLOCK_STRUCTURES or atoms >= _BLOCK_ATOMS:
                 self._add(block, counts)
@@ -262,7 +264,10 @@ def holds(stored: NDArray[Any], integers: NDArray[Any]) -> bool:
 def _none_has(block: Sequence[AtomicData], names: Sequence[str]) -> bool:
     """Whether the fields are None in all structures."""
     values = map(attrgetter(*names), block)
-    return {*map(id, chain.from_iterable(values) if len(names) > 1 else values)} == {id(None)}
+    try:
+        return {*(chain.from_iterable(values) if len(names) > 1 else values)} == {None}
+    except TypeError:  # arrays cannot be hashed
+        return False
 
 
 def _joined(
@@ -287,13 +292,21 @@ def _joined(
 def _joined_arrays(
     spec: FieldSpec, values: Sequence[NDArray[Any]], counts: Sequence[int]
 ) -> NDArray[Any] | None:
-    if {value.dtype for value in values} != {np.dtype(spec.dtype)}:
+    if {*map(attrgetter("dtype"), values)} != {np.dtype(spec.dtype)}:
         return None
     if spec.level == "system":
-        if {value.shape for value in values} != {spec.shape}:
+        if {*map(attrgetter("shape"), values)} != {spec.shape}:
             return None
         return np.concatenate(values).reshape(len(values), *spec.shape)
-    tails = {value.shape[1:] for value in values}
-    if tails != {spec.shape} or [*map(len, values)] != counts:
+    # Of the fields of its own, a structure has seen to it that there is a row for each atom.
+    if spec.group == "custom" and [*map(_rows, values)] != counts:
         return None
-    return np.concatenate(values)
+    try:
+        joined = np.concatenate(values)
+    except ValueError:  # rows of different shapes
+        return None
+    return joined if joined.shape[1:] == spec.shape else None
+
+
+def _rows(value: NDArray[Any]) -> int:
+    return len(value) if value.ndim else 0
