@@ -9,8 +9,8 @@ mean anything on another machine.
 
 - **Atoms**: each row through ``ase.db``, and ``toatoms()``: what everybody has today.
 - **bare**: each row inflated, its JSON parsed, its arrays made, and nothing else.
-- **source**: the items of ``ASELMDBSource``; in two processes too, each with half of the files,
-  which is what the machine has to give.
+- **source**: the items of ``ASELMDBSource``; in two processes too that have started before, each
+  with half of the files, which is what the machine has to give.
 - **store**: ``run_pipeline`` from nothing to the finished store, with the plan, the database that
   records every index, and the start of the workers.
 
@@ -34,6 +34,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from itertools import count
+from multiprocessing.pool import Pool
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +125,9 @@ def read(directory: Path, part: slice = slice(None)) -> int:
     return sum(1 for index in range(len(source))[part] for _ in source[index])
 
 
-def read_by_two(directory: Path) -> int:
-    with multiprocessing.get_context("forkserver").Pool(2) as pool:
-        halves = [(directory, slice(0, None, 2)), (directory, slice(1, None, 2))]
-        return sum(pool.starmap(read, halves, chunksize=1))
+def read_by_two(directory: Path, pool: Pool) -> int:
+    halves = [(directory, slice(0, None, 2)), (directory, slice(1, None, 2))]
+    return sum(pool.starmap(read, halves, chunksize=1))
 
 
 def convert(directory: Path, store: Path, n_jobs: int, options: dict[str, Any]) -> int:
@@ -160,14 +160,14 @@ def size_of(path: Path) -> int:
     )
 
 
-def compare(directory: Path, repeats: int, options: dict[str, Any]) -> None:
+def compare(directory: Path, repeats: int, options: dict[str, Any], pool: Pool) -> None:
     # Each turn writes another: ext4 is slow to make files for a minute after others were removed.
     stores = (directory.parent / f"made-{number}.zarr" for number in count())
     ways: dict[str, Callable[[], int]] = {
         "Atoms": lambda: rows_to_atoms(directory),
         "bare": lambda: bare(directory),
         "source": lambda: read(directory),
-        "source, two processes": lambda: read_by_two(directory),
+        "source, two processes": lambda: read_by_two(directory, pool),
         "store": lambda: convert(directory, next(stores), 1, options),
         "store, two processes": lambda: convert(directory, next(stores), 2, options),
     }
@@ -246,7 +246,9 @@ def main() -> None:
         else:
             megabytes = size_of(directory) / 1e6
             print(f"{arguments.files} files of {arguments.rows} rows, {megabytes:.0f} MB")
-            compare(directory, arguments.repeats, sink_options)
+            with multiprocessing.get_context("forkserver").Pool(2) as pool:
+                pool.map(time.sleep, [0.5, 0.5], chunksize=1)  # until both have started
+                compare(directory, arguments.repeats, sink_options, pool)
 
 
 if __name__ == "__main__":
