@@ -12,7 +12,7 @@ from typing import Any
 
 from psnc.errors import RunTerminated
 
-__all__ = ["Interruption", "interruptible"]
+__all__ = ["Interruption", "interruptible", "terminable"]
 
 
 class Interruption:
@@ -83,6 +83,28 @@ def interruptible(stop: Callable[[], None], grace: float | None) -> Iterator[Int
         interruption.over()
         for number, handler in earlier.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Have SIGTERM raise :class:`psnc.RunTerminated` in a ``with`` block, as Ctrl-C raises.
+
+    For what comes before the first index, when nothing is at work that should end first. Nothing
+    changes where :func:`interruptible` changes nothing.
+    """
+
+    def terminate(signal_number: int, frame: Any) -> None:
+        raise RunTerminated
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 _DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}

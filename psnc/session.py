@@ -25,7 +25,7 @@ from psnc.errors import (
     TooManyFailuresError,
 )
 from psnc.index_ranges import ranges_text
-from psnc.interruption import interruptible
+from psnc.interruption import interruptible, terminable
 from psnc.manager import PluginManager, plugin_manager
 from psnc.output_facts import VerifyLevel
 from psnc.partition import partition
@@ -391,7 +391,7 @@ class Session:
             self._verify_completed()
             # First, and also if nothing is left to run: a sink may know that what is recorded as
             # completed does not stand any more.
-            with lent_to_stages(self._map):
+            with terminable(), lent_to_stages(self._map):
                 self.run_state.prepare()
         finally:
             # Whoever is told that a run is over has been told that it began.

@@ -308,7 +308,7 @@ run_pipeline(Numbers(4).write(Asks()), 2, "process_pool")
 """
 
 
-@pytest.mark.parametrize("how", ["interrupt", "kill"])
+@pytest.mark.parametrize("how", ["interrupt", "terminate", "kill"])
 def test_an_end_while_calls_are_made_leaves_nothing(
     how: str, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,7 +327,11 @@ def _end(how: str, driver: Driver, tmp_path: Path) -> None:
         status, _, errors = driver.finish()
         assert status == -signal.SIGINT
         assert errors.rstrip().endswith("KeyboardInterrupt")
+    elif how == "terminate":
+        # As a scheduler does, and so to the workers too.
+        os.killpg(driver.process.pid, signal.SIGTERM)
+        assert driver.finish() == (143, "", "")
     else:
         driver.kill()
     wait_for_end(descendants)
-    assert (tmp_path / "given-up").exists() == (how == "interrupt")
+    assert (tmp_path / "given-up").exists() == (how != "kill")

@@ -235,7 +235,7 @@ def _write_index(
     """Write the edges of an index, and return how many each structure has."""
     with open_edge_file(store.path, index, store.name_of) as file:
         if file.head != head:
-            raise _WrittenMeanwhileError(f"index {index}")
+            raise _WrittenMeanwhileError(str(store.name_of(index)))
         first_atoms = int(store.atoms_before[index]) + np.cumsum(file.atoms) - file.atoms
         ends = np.cumsum(file.edges)
         position = 0
@@ -290,7 +290,7 @@ def _publish(store: ZarrStore, heads: Heads, arrays: Mapping[str, zarr.Array[Any
     now = _heads(store)
     changed = [i for i in sorted({*now, *heads}) if now.get(i) != heads.get(i)]
     if changed:
-        raise _WrittenMeanwhileError(f"index {changed[0]}")
+        raise _WrittenMeanwhileError(str(store.name_of(changed[0])))
     # A process that was killed may have made rows visible, and not said that they are whole.
     marks = store.read(WRITTEN, 0, len(store.rows_before) - 1)
     for index in np.flatnonzero(marks == 0).tolist():

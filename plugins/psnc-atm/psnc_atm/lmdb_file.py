@@ -286,7 +286,8 @@ def _resident_file_bytes() -> int | None:
     """Return how much of mapped files counts as memory of this process, where the system says."""
     try:
         with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[2]) * _PAGE_BYTES
+            # A sandbox may say 0, which no process that runs Python has.
+            return int(file.read().split()[2]) * _PAGE_BYTES or None
     except OSError:
         return None
 

@@ -298,15 +298,10 @@ def _joined_arrays(
         if {*map(attrgetter("shape"), values)} != {spec.shape}:
             return None
         return np.concatenate(values).reshape(len(values), *spec.shape)
-    # Of the fields of its own, a structure has seen to it that there is a row for each atom.
-    if spec.group == "custom" and [*map(_rows, values)] != counts:
-        return None
     try:
+        if [*map(len, values)] != counts:
+            return None
         joined = np.concatenate(values)
-    except ValueError:  # rows of different shapes
+    except (TypeError, ValueError):  # no rows, or rows of different shapes
         return None
     return joined if joined.shape[1:] == spec.shape else None
-
-
-def _rows(value: NDArray[Any]) -> int:
-    return len(value) if value.ndim else 0

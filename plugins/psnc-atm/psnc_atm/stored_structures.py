@@ -296,7 +296,7 @@ def read_structures(
             root = zarr.open_group(path or store, mode="r")
     except _NO_JSON as error:
         raise _damaged(where, error) from error
-    except (KeyError, TypeError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         cause = "" if path is not None or not str(error) else f" ({str(error).splitlines()[0]})"
         raise SourceError(f"{where} is no Zarr store{cause}; give the directory of one") from error
     except ImportError as error:

@@ -371,7 +371,10 @@ class AtomicDataZarrSink(Sink[AtomicData]):
 
     def _why_not_laid_out(self) -> str:
         if not self._custom:
-            return "no structure could be read when the run began; run again"
+            return (
+                "no structure reached the sink when the run began, and not all could be read; mend "
+                "that, and run again"
+            )
         return (
             f"custom fields ({', '.join(self._custom)}) are laid out as the first structure has "
             "them, and none reached the sink when the run began; mend what cannot be read, have "

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from attrs import evolve
+from attrs import evolve, frozen
 from data import contents
 from structures import molecule
 
@@ -340,6 +340,33 @@ def test_fields_that_are_named_are_stored_though_nothing_came_at_first(tmp_path:
     stored = contents(tmp_path / "out.zarr")
     assert stored["core/energy"].shape == (0, 1)
     assert stored["core/forces"].shape == (0, 3)
+
+
+@frozen(kw_only=True, eq=False, slots=True)
+class Unchecked(AtomicData):
+    """Does not look whether there is a row for each atom."""
+
+    def __attrs_post_init__(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("others", [(2,), (2, 1)])
+def test_rows_that_are_too_many_for_the_atoms_do_not_go_to_the_next_structure(
+    tmp_path: Path, others: tuple[int, ...]
+) -> None:
+    # As many rows as atoms in all, in the second case.
+    wrong = [
+        Unchecked(atomic_numbers=np.ones(2, int), positions=np.full((rows, 3), 1.0))
+        for rows in (3, *others[1:])
+    ]
+    right = molecule([1, 1], 2)
+    pipeline = write(Given([*wrong], [right]), tmp_path / "out.zarr")
+    assert pipeline.failed_indices == {
+        0: "StageError: index 0, structure 0: positions has shape (3, 3); the store was laid out "
+        "for (2, 3)"
+    }
+    [found] = open_dataset(tmp_path / "out.zarr")
+    np.testing.assert_array_equal(found.positions, right.positions)
 
 
 def test_custom_fields_of_which_no_structure_tells_anything_are_the_reason(tmp_path: Path) -> None:
