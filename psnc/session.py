@@ -380,9 +380,11 @@ class Session:
             self._drive(claim)
             interrupted = False
         finally:
-            if self._has_workers:
-                self._backend.stop(now=True)
-            self._finish(started, interrupted)
+            try:
+                if self._has_workers:
+                    self._backend.stop(now=True)
+            finally:
+                self._finish(started, interrupted)
 
     def _drive(self, claim: DriverClaim | None) -> None:
         try:
@@ -425,8 +427,7 @@ class Session:
         self, task: WorkerTask, groups: Collection[tuple[int, ...]], claim: DriverClaim | None
     ) -> None:
         self._backend.start(task)
-        # From here on it is stopped in any case.
-        self._has_workers = False
+        self._has_workers = True
         on_wake = _nothing if claim is None else claim.require
         dispatcher = Dispatcher(
             self._backend, task, groups, self._policy, self._take_retry, on_wake
@@ -440,6 +441,7 @@ class Session:
                         dispatcher.stop_dispatching()
         except BaseException as error:
             self._backend.stop(now=True)
+            self._has_workers = False
             if interruption.is_set() and isinstance(error, Exception):
                 if isinstance(error, StoreError):
                     raise
@@ -447,6 +449,7 @@ class Session:
                 raise interruption.error() from error
             raise
         self._backend.stop()
+        self._has_workers = False
         if interruption.is_set() and not dispatcher.done:
             raise interruption.error()
 

@@ -264,10 +264,12 @@ class Sink(Stage, ABC, Generic[T]):
     def prepare(self, pipeline: Pipeline[T]) -> None:
         """Get ready for the first index, for example by laying out a shared output.
 
-        Called once in every process that runs indices, in the driver before any worker starts and
+        Called once in every process that runs indices, in the driver before any index runs and
         before earlier results are taken over: ``pipeline.reset_index(index)`` has an index run
         again whose output is gone. It must be idempotent, and bear being called by several
-        processes at once. ``pipeline.source`` and ``pipeline.items(index)`` tell what is coming.
+        processes at once. ``pipeline.source`` and ``pipeline.items(index)`` tell what is coming,
+        and :func:`psnc.map_on_workers` has all workers look at it. Workers get the sink as the
+        driver has prepared it.
         """
 
     def gather(self, indices: Sequence[int]) -> Iterable[str | Path] | str | Path | None:

@@ -16,8 +16,10 @@ import cloudpickle
 from attrs import Factory, define, field, frozen
 
 from psnc import manager
+from psnc.config import Config
 from psnc.errors import INTERRUPTS, PipelineError, StoreError
 from psnc.execution import error_text, execute, execute_untracked
+from psnc.manager import PluginManager
 from psnc.pipeline import Pipeline
 from psnc.records import IndexRecord
 from psnc.retries import RetryPolicy
@@ -26,7 +28,7 @@ from psnc.stages import stage_name
 from psnc.stop_flag import StopFlag
 from psnc.time_limit import LastWords, TimeLimit, last_words
 
-__all__ = ["BatchResult", "Surroundings", "WorkerTask", "can_travel"]
+__all__ = ["BatchResult", "Surroundings", "WorkerTask"]
 
 # What every worker has to know of the run besides the pipeline.
 _LIMITS = ("stop_on_error", "policy", "timeout", "max_failures", "group_ends")
@@ -62,7 +64,7 @@ class BatchResult:
 
 @frozen
 class Surroundings:
-    """What a worker has to have of the driver's process before it can import anything.
+    """What another process must have of the driver's before it can import what is the user's.
 
     Attributes
     ----------
@@ -70,21 +72,33 @@ class Surroundings:
         All variables: a worker may descend from a server process that was started under others.
     import_path : list of str
         From where the driver imports plugins and stages.
+    config : Config
+        The settings, which say what plugins there are.
     """
 
     environment: dict[str, str]
     import_path: list[str]
+    config: Config
 
     @classmethod
-    def here(cls) -> Self:
+    def here(cls, config: Config) -> Self:
         """Return those of this process."""
-        return cls(dict(os.environ), list(sys.path))
+        return cls(dict(os.environ), list(sys.path), config)
 
-    def take_on(self) -> None:
-        """Make this process have them."""
-        os.environ.clear()
-        os.environ.update(self.environment)
-        sys.path.extend(place for place in self.import_path if place not in sys.path)
+    def take_on(self) -> PluginManager:
+        """Make this process have them, plugins included."""
+        global _taken_on
+        if _taken_on != self:
+            os.environ.clear()
+            os.environ.update(self.environment)
+            sys.path.extend(place for place in self.import_path if place not in sys.path)
+            manager.activate(self.config)
+            _taken_on = self
+        return manager.plugin_manager()
+
+
+# In a process that no run has begun in since.
+_taken_on: Surroundings | None = None
 
 
 @define
@@ -156,7 +170,7 @@ class WorkerTask:
                 _let_go(exception)
         if self.run.store is not None:
             self.run.store.flush()
-        can_be_kept = not self.away or can_travel(exception)
+        can_be_kept = not self.away or _can_travel(exception)
         kept = exception if self.stop_on_error and can_be_kept else None
         elapsed_s = perf_counter() - started
         plugin_errors = self._take_plugin_errors()
@@ -188,7 +202,7 @@ class WorkerTask:
     def to_bytes(self) -> bytes:
         """Serialise for another process; classes of ``__main__`` and notebooks travel by value."""
         run = self.run
-        settings = (run.plugins.config, run.invocation_id, run.verify)
+        settings = (run.invocation_id, run.verify)
         limits = attrs.asdict(self, recurse=False, filter=attrs.filters.include(*_LIMITS))
         try:
             pipeline_bytes = cloudpickle.dumps(run.pipeline)
@@ -200,7 +214,7 @@ class WorkerTask:
             ) from error
         # Exceptions of a script's own are among the limits.
         limits_bytes = cloudpickle.dumps(limits)
-        where = (Surroundings.here(), self._shared_directory())
+        where = (Surroundings.here(run.plugins.config), self._shared_directory())
         return pickle.dumps((where, settings, limits_bytes, pipeline_bytes))
 
     @classmethod
@@ -208,9 +222,9 @@ class WorkerTask:
         """Set this process up as a worker: its plugins, its store, its copy of the pipeline."""
         where, settings, limits_bytes, pipeline_bytes = pickle.loads(content)
         surroundings, directory = where
-        config, invocation_id, verify = settings
-        surroundings.take_on()
-        plugins = manager.activate(config)
+        invocation_id, verify = settings
+        global _taken_on
+        plugins, _taken_on = surroundings.take_on(), None
         try:
             pipeline = cloudpickle.loads(pipeline_bytes)
         except Exception as error:
@@ -236,7 +250,7 @@ class WorkerTask:
         return task
 
     def share(self, directory: str | os.PathLike[str]) -> None:
-        """Have the driver and its workers hear of each other by a directory, which is empty yet."""
+        """Have the driver and its workers hear of each other by a directory of their own."""
         self._directory = os.fspath(directory)
         self.stop_requested.share(_flag_path(self._directory))
 
@@ -264,7 +278,7 @@ class WorkerTask:
         return taken
 
 
-def can_travel(exception: BaseException | None) -> bool:
+def _can_travel(exception: BaseException | None) -> bool:
     """Tell whether an exception arrives in another process as what it is."""
     try:
         return type(pickle.loads(pickle.dumps(exception))) is type(exception)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
+from attrs import define
+
 __all__ = ["lent_to_stages", "map_on_workers"]
 
 T = TypeVar("T")
@@ -15,8 +17,16 @@ R = TypeVar("R")
 
 _Map = Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]
 
-# With the process that lends it: one that is forked meanwhile is a worker itself.
-_lent: ContextVar[tuple[int, _Map] | None] = ContextVar("lent_to_stages", default=None)
+
+@define
+class _Loan:
+    """The workers of a run, for as long as its stages get ready."""
+
+    lender: int
+    map: _Map | None
+
+
+_loan: ContextVar[_Loan | None] = ContextVar("loan", default=None)
 
 
 def map_on_workers(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
@@ -25,7 +35,9 @@ def map_on_workers(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     For :meth:`Sink.prepare`, where all of the input has to be looked at before the first index
     runs, as to lay out an output that is shared: what one process would do while all others wait,
     all do together. Where no run is getting ready, or its backend has no workers yet, it is
-    ``[function(item) for item in items]``.
+    ``[function(item) for item in items]``. So it is in a worker that prepares its own copy of the
+    sink: look whether there is something left to find out. What the driver's sink found out and
+    kept in an attribute is in that copy.
 
     Parameters
     ----------
@@ -55,17 +67,21 @@ def map_on_workers(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     >>> map_on_workers(len, ["a", "list", "of words"])
     [1, 4, 8]
     """
-    lender, map = _lent.get() or (None, None)
-    if map is None or lender != os.getpid():
+    loan = _loan.get()
+    # A process that was forked meanwhile is a worker itself.
+    if loan is None or loan.map is None or loan.lender != os.getpid():
         return [function(item) for item in items]
-    return map(function, items)
+    return loan.map(function, items)
 
 
 @contextmanager
 def lent_to_stages(map: _Map) -> Iterator[None]:
     """Have :func:`map_on_workers` be ``map`` in this thread."""
-    token = _lent.set((os.getpid(), map))
+    loan = _Loan(os.getpid(), map)
+    token = _loan.set(loan)
     try:
         yield
     finally:
-        _lent.reset(token)
+        # Threads that the stages started may have copied the context.
+        loan.map = None
+        _loan.reset(token)

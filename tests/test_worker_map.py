@@ -7,8 +7,9 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from multiprocessing import connection
 from pathlib import Path
@@ -16,11 +17,12 @@ from typing import Any
 
 import psutil
 import pytest
-from drivers import BACKENDS, Driver, Start, jobs, start, wait_for_end
+from drivers import BACKENDS, Driver, Start, jobs, start, wait_for_end, write_script
 from stages_for_tests import Discard, Numbers, numbers_pipeline, wait_until
 
 from psnc import (
     Backend,
+    BackendError,
     BatchResult,
     Pipeline,
     PipelineError,
@@ -28,11 +30,15 @@ from psnc import (
     WorkerTask,
     hookimpl,
     map_on_workers,
+    plugin_manager,
     run_pipeline,
 )
 from psnc.manager import PluginManager
 
 __all__ = ["start"]
+
+# Of two threads.
+MEETING = threading.Barrier(2)
 
 Call = Callable[[int], Any]
 
@@ -99,6 +105,36 @@ def _die_once_in_pipe(item: int, place: str) -> int:
     return item
 
 
+def _meet(item: int) -> int:
+    MEETING.wait(30)
+    return threading.get_ident()
+
+
+def _note(item: int, place: str) -> int:
+    with open(place, "a") as file:
+        file.write(f"{item}\n")
+    return item
+
+
+def _fail_at_first(item: int, place: str) -> None:
+    (Path(place) / f"reached-{item}").touch()
+    if item == 0:
+        raise ValueError
+    wait_until((Path(place) / "caught").exists)
+
+
+def _loads_installed(item: int) -> bool:
+    return plugin_manager().config.load_installed
+
+
+def _shared_files(item: int) -> list[bytes]:
+    return [
+        path.read_bytes()
+        for directory in Path(tempfile.gettempdir()).glob("psnc-run-*")
+        for path in directory.rglob("*")
+    ]
+
+
 def _nested(item: int) -> list[tuple[int, int]]:
     return [_where(item), *map_on_workers(_where, [item])]
 
@@ -143,8 +179,8 @@ def test_a_sequential_run_makes_the_calls_itself() -> None:
 
 
 def test_threads_share_the_calls() -> None:
-    processes, threads = zip(*_asked(_where, "thread_pool"), strict=True)
-    assert set(processes) == {os.getpid()}
+    threads = set(_asked(_meet, "thread_pool"))
+    assert len(threads) == 2
     assert threading.get_ident() not in threads
 
 
@@ -181,6 +217,50 @@ def test_calls_see_the_environment_of_the_caller(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_call_within_a_call_is_made_where_it_is(backend: str) -> None:
     assert all(outer == inner for outer, inner in _asked(_nested, backend))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_call_within_a_call_of_a_forked_process_is_made_there() -> None:
+    assert all(outer == inner for outer, inner in _asked(_nested, start_method="fork"))
+
+
+def test_workers_need_not_find_out_again_what_the_driver_has_found_out(tmp_path: Path) -> None:
+    class AsksOnce(Asks):
+        def prepare(self, pipeline: Pipeline[Any]) -> None:
+            if not self.answers:
+                super().prepare(pipeline)
+
+    place = tmp_path / "calls"
+    sink = AsksOnce(partial(_note, place=str(place)))
+    run_pipeline(Numbers(6).write(sink), 2, "process_pool")
+    assert sorted(place.read_text().split()) == sorted(map(str, range(8)))
+
+
+def test_calls_are_made_under_the_settings_of_the_driver(plugins: PluginManager) -> None:
+    assert plugins.config.load_installed is False
+    assert _asked(_loads_installed) == [False] * 8
+
+
+def test_neither_calls_nor_the_task_leave_the_environment_in_a_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Looks(Asks):
+        def __call__(self, items: Iterable[Any], index: int) -> list[str]:
+            self.found = _shared_files(index)
+            assert self.found
+            assert not any(b"a secret of the test" in content for content in self.found)
+            return super().__call__(iter(items), index)
+
+    monkeypatch.setenv("SET_BY_THE_TEST", "a secret of the test")
+    # Workers find the directory where the driver has it.
+    monkeypatch.setenv("TMPDIR", tempfile.gettempdir())
+    sink = Looks(_shared_files)
+    pipeline = Numbers(6).write(sink)
+    run_pipeline(pipeline, 2, "process_pool")
+    assert pipeline.failed_indices == {}
+    assert not any(
+        b"a secret of the test" in content for found in sink.answers for content in found
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -238,6 +318,80 @@ def test_what_cannot_be_sent_is_refused() -> None:
 def test_a_result_that_cannot_be_sent_is_refused() -> None:
     with pytest.raises(PipelineError, match=r"what _lock returned .*_thread.lock"):
         _asked(_lock)
+
+
+def test_an_error_of_the_items_themselves_arrives_as_it_is() -> None:
+    def items() -> Iterator[int]:
+        yield 0
+        raise KeyError("no such file in the list")
+
+    class AsksAboutThem(Asks):
+        def prepare(self, pipeline: Pipeline[Any]) -> None:
+            map_on_workers(_square, items())
+
+    with pytest.raises(KeyError, match="no such file in the list"):
+        run_pipeline(Numbers(6).write(AsksAboutThem(_square)), 2, "process_pool")
+
+
+def test_after_an_error_that_a_stage_catches_no_further_calls_are_made(tmp_path: Path) -> None:
+    class Catches(Asks):
+        def prepare(self, pipeline: Pipeline[Any]) -> None:
+            with suppress(ValueError):
+                map_on_workers(self.call, range(60))
+            (tmp_path / "caught").touch()
+
+    pipeline = Numbers(6).write(Catches(partial(_fail_at_first, place=str(tmp_path))))
+    run_pipeline(pipeline, 2, "process_pool")
+    assert pipeline.completed_indices == set(range(6))
+    assert len([*tmp_path.glob("reached-*")]) < 60
+
+
+def test_what_a_script_defines_comes_back_as_what_it_is(
+    tmp_path: Path, run_python: Callable[..., Any]
+) -> None:
+    script = write_script(
+        tmp_path / "script.py",
+        """
+        from dataclasses import dataclass
+        from psnc import map_on_workers, run_pipeline
+        from stages_for_tests import Discard, Numbers
+
+        @dataclass
+        class Size:
+            lines: int
+
+        class OddSize(Exception):
+            pass
+
+        def size(item):
+            if item == 7:
+                raise OddSize(item)
+            return Size(item)
+
+        class Asks(Discard):
+            def prepare(self, pipeline):
+                answers = map_on_workers(size, range(3))
+                print(answers == [Size(0), Size(1), Size(2)])
+                try:
+                    map_on_workers(size, range(9))
+                except OddSize as error:
+                    print(repr(error))
+
+        run_pipeline(Numbers(4).write(Asks()), 2, "process_pool")
+        """,
+    )
+    assert run_python(script).stdout.splitlines()[:2] == ["True", "OddSize(7)"]
+
+
+def test_without_room_for_temporary_files_the_run_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone").rmdir()
+    for pipeline in (Numbers(6).write(Asks(_square)), numbers_pipeline(6)):
+        with pytest.raises(BackendError, match=r"temporary files \(.*gone.*\): see to it, or set"):
+            run_pipeline(pipeline, 2, "process_pool")
 
 
 def test_a_worker_that_dies_ends_the_run_and_says_at_what() -> None:

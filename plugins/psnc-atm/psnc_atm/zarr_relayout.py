@@ -101,8 +101,8 @@ def lay_out_anew(
     for index in indices:
         if index not in changed and store.room(index) != plan.room(index):
             raise StageError(
-                f"{store.path}: {store.name_of(index)} has other structures than it was laid out for, "
-                "though its file looks the same; choose another output_path"
+                f"{store.path}: {store.name_of(index)} has other structures than it was laid out "
+                "for, though its file looks the same; choose another output_path"
             )
     draft = draft_path(store.path)
     try:

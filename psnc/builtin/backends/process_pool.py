@@ -31,16 +31,27 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import cloudpickle
+from attrs import frozen
 from pebble import ProcessExpired, ProcessPool
 from pebble.common import process_exit
 
 from psnc.backend import Backend, BatchLostError, R, T
 from psnc.errors import INTERRUPTS, BackendError, PipelineError, WorkerDiedError
 from psnc.execution import error_text
+from psnc.manager import plugin_manager
+from psnc.shared_bytes import SharedBytes, read_shared
 from psnc.time_limit import is_enforceable
-from psnc.worker import BatchResult, Surroundings, WorkerTask, can_travel
+from psnc.worker import BatchResult, Surroundings, WorkerTask
 
 __all__ = ["ProcessPoolBackend"]
+
+
+@frozen
+class _Sent:
+    """What a call returned or raised, as bytes."""
+
+    content: bytes
+    failed: bool = False
 
 
 class ProcessPoolBackend(Backend):
@@ -69,8 +80,9 @@ class ProcessPoolBackend(Backend):
             )
         self._start_method = start_method
         self._task: WorkerTask | None = None
-        self._directory: Path | None = None
-        self._functions = 0
+        self._shared: list[SharedBytes] = []
+        self._shared_task: SharedBytes | None = None
+        self._directory: str | None = None
         # Guards what follows, for moments.
         self._changing = threading.Lock()
         self._outstanding: set[Future[Any]] = set()
@@ -81,8 +93,10 @@ class ProcessPoolBackend(Backend):
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """Call the function in the processes, which start for it if they have not yet."""
         name = _name_of(function)
+        items = list(items)
+        surroundings = pickle.dumps(Surroundings.here(plugin_manager().config))
         try:
-            content = pickle.dumps((Surroundings.here(), cloudpickle.dumps(function)))
+            content = pickle.dumps((name, surroundings, cloudpickle.dumps(function)))
             sent = [cloudpickle.dumps(item) for item in items]
         except Exception as error:
             raise PipelineError(
@@ -90,14 +104,17 @@ class ProcessPoolBackend(Backend):
                 f"sent to another process ({type(error).__name__}: {error}): open such things when "
                 "they are first used, or run with backend='thread_pool'"
             ) from error
-        self._functions += 1
-        path = self._opened() / f"function-{self._functions}"
-        path.write_bytes(content)
-        outcomes = [self._schedule(_call, path, item) for item in sent]
+        self._opened()
+        shared = SharedBytes(content)
+        self._shared.append(shared)
+        # Not by where it is, which may be where an earlier one was.
+        number = len(self._shared)
+        schedule = partial(self._schedule, _call, number, shared.told)
         try:
-            return [
-                self._result_of(outcome, path, item)
-                for outcome, item in zip(outcomes, sent, strict=True)
+            outcomes = self._schedule_in_turn(schedule, sent)
+            results = [
+                _result_of(outcome, partial(schedule, item))
+                for outcome, item in zip(outcomes, sent, strict=False)
             ]
         except WorkerDiedError as error:
             raise WorkerDiedError(
@@ -105,44 +122,66 @@ class ProcessPoolBackend(Backend):
                 "fewer jobs if memory was short",
                 error.pid,
             ) from error
+        # Else a process may yet look for it.
+        shared.close()
+        return results
 
-    def _result_of(self, outcome: Future[bytes], path: Path, item: bytes) -> Any:
-        while True:
-            try:
-                result, error = pickle.loads(outcome.result())
-            except BatchLostError:
-                outcome = self._schedule(_call, path, item)
-                continue
-            if error is not None:
-                raise error
-            return result
+    def _schedule_in_turn(
+        self, schedule: Callable[[bytes], Future[_Sent]], items: Iterable[bytes]
+    ) -> list[Future[_Sent]]:
+        """Schedule a call for each item, few at a time, and no more once one has failed."""
+        room = threading.Semaphore(_CALLS_A_WORKER * self.n_jobs)
+        failed = threading.Event()
+
+        def make_room(done: Future[_Sent]) -> None:
+            if done.cancelled() or _has_failed(done):
+                failed.set()
+            room.release()
+
+        outcomes: list[Future[_Sent]] = []
+        for item in items:
+            room.acquire()
+            if failed.is_set():
+                break
+            outcomes.append(schedule(item))
+            outcomes[-1].add_done_callback(make_room)
+        return outcomes
 
     def start(self, task: WorkerTask) -> None:
         """Start the processes, if they have not yet, and let them have the task."""
         directory = self._opened()
-        task.share(directory)
-        (directory / _TASK).write_bytes(task.to_bytes())
+        try:
+            task.share(directory)
+        except OSError as error:
+            raise _no_directory(error) from error
+        self._shared_task = SharedBytes(task.to_bytes())
+        self._shared.append(self._shared_task)
         self._task = task
 
-    def _opened(self) -> Path:
+    def _opened(self) -> str:
         """Return the directory that the processes know of, once there are any."""
         if self._directory is None:
-            self._directory = Path(tempfile.mkdtemp(prefix="psnc-run-"))
-            self._open_pool()
+            try:
+                directory = tempfile.mkdtemp(prefix="psnc-run-")
+            except OSError as error:
+                raise _no_directory(error) from error
+            self._open_pool(directory)
+            self._directory = directory
         return self._directory
 
-    def _open_pool(self) -> None:
+    def _open_pool(self, directory: str) -> None:
         self._context = _context(self._start_method, self._mend_in_time)
         self._pool: Any = ProcessPool(
             max_workers=self.n_jobs,
             initializer=_begin,
-            initargs=(self._directory,),
+            initargs=(directory,),
             context=self._context,
         )
 
     def submit(self, indices: Sequence[int]) -> Future[BatchResult]:
         """Run the batch on the next free process."""
-        return self._schedule(_run_batch, tuple(indices))
+        assert self._shared_task is not None
+        return self._schedule(_run_batch, self._shared_task.told, tuple(indices))
 
     def _schedule(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         outcome: Future[Any] = Future()
@@ -172,16 +211,20 @@ class ProcessPoolBackend(Backend):
             self._stopping = True
         if self._task is not None:
             self._task.stop_requested.dismiss()
-        if now:
-            self._context.end_at_once()
-            self._pool.stop()
-        else:
-            self._pool.close()
-        self._pool.join()
-        for thread in self._menders:
-            thread.join()
-        if self._task is None:
-            shutil.rmtree(self._directory, ignore_errors=True)
+        try:
+            if now:
+                self._context.end_at_once()
+                self._pool.stop()
+            else:
+                self._pool.close()
+            self._pool.join()
+            for thread in self._menders:
+                thread.join()
+        finally:
+            for shared in self._shared:
+                shared.close()
+            if self._task is None:
+                shutil.rmtree(self._directory, ignore_errors=True)
 
     def _hand_over(self, done: Future[Any], outcome: Future[Any], context: Any) -> None:
         if not done.cancelled() and isinstance(done.exception(), BrokenProcessPool):
@@ -216,7 +259,8 @@ class ProcessPoolBackend(Backend):
             lost, self._outstanding = self._outstanding, set()
             self._broken_in_a_row += 1
             pool = self._pool
-            self._open_pool()
+            assert self._directory is not None
+            self._open_pool(self._directory)
         context.end_at_once()
         pool.stop()
         pool.join()
@@ -229,8 +273,8 @@ class ProcessPoolBackend(Backend):
 # No worker holds a lock of the pool for longer than a message takes.
 _LOCK_S = 5.0
 
-# The file of the shared directory that the task is in.
-_TASK = "task"
+# As many calls wait with each worker, so that it need not wait for the next.
+_CALLS_A_WORKER = 2
 
 # So many pools may break one after the other before a batch is done.
 _BROKEN_AT_MOST = 3
@@ -250,11 +294,37 @@ def _name_of(function: Callable[..., Any]) -> str:
     return name
 
 
+def _no_directory(error: OSError) -> BackendError:
+    return BackendError(
+        f"worker processes need a directory for temporary files ({error}): see to it, or set "
+        "TMPDIR to another"
+    )
+
+
 def _useless_pool() -> BackendError:
     return BackendError(
         "worker processes ended before they took an index, as when memory runs out or "
         "they cannot start: run again, with fewer jobs or --backend sequential"
     )
+
+
+def _has_failed(done: Future[_Sent]) -> bool:
+    error = done.exception()
+    # What is lost is called again.
+    return not isinstance(error, BatchLostError) if error is not None else done.result().failed
+
+
+def _result_of(outcome: Future[_Sent], again: Callable[[], Future[_Sent]]) -> Any:
+    while True:
+        try:
+            sent = outcome.result()
+        except BatchLostError:
+            outcome = again()
+            continue
+        result = pickle.loads(sent.content)
+        if sent.failed:
+            raise result
+        return result
 
 
 def _take_over(done: Future[Any], outcome: Future[Any]) -> None:
@@ -285,14 +355,13 @@ def _cause_of_death(exit_code: int | None) -> str:
 
 # --- in the worker ----------------------------------------------------------------------------
 
-# Where the driver leaves what does not go with every message.
-_directory = Path()
+_directory: str | None = None
 _task: WorkerTask | None = None
-_function: tuple[Path, Callable[[Any], Any]] | None = None
+_function: tuple[int, str, Callable[[Any], Any]] | None = None
 _busy = False
 
 
-def _begin(directory: Path) -> None:
+def _begin(directory: str) -> None:
     global _directory
     _directory = directory
     signal.signal(signal.SIGTERM, _leave_if_dismissed)
@@ -300,11 +369,13 @@ def _begin(directory: Path) -> None:
     threading.Thread(target=_end_with_driver, name="psnc-driver-watch", daemon=True).start()
 
 
-def _run_batch(indices: tuple[int, ...]) -> BatchResult:
-    global _busy, _task
+def _run_batch(told: Path | bytes, indices: tuple[int, ...]) -> BatchResult:
+    global _busy, _function, _task
     if _task is None:
+        # It may hold a copy of the source, which is not to be there twice.
+        _function = None
         # Not in the initializer, whose errors would not reach the driver.
-        _task = WorkerTask.from_bytes((_directory / _TASK).read_bytes())
+        _task = WorkerTask.from_bytes(read_shared(told))
         multiprocessing.util.Finalize(None, _release, exitpriority=100)
     _busy = True
     result = _task(indices)
@@ -312,36 +383,54 @@ def _run_batch(indices: tuple[int, ...]) -> BatchResult:
     return result
 
 
-def _call(path: Path, item: bytes) -> bytes:
+def _call(number: int, told: Path | bytes, item: bytes) -> _Sent:
     """Return what came of a call, or the error, as what is known to be readable in the driver."""
     try:
-        function = _function_at(path)
-        return _sent_back(function, function(pickle.loads(item)))
+        name, function = _function_of(number, told)
+        return _sent_back(name, function(pickle.loads(item)))
     except INTERRUPTS:
         raise
     except BaseException as error:
-        failure = error if can_travel(error) else PipelineError(error_text(error))
-        failure.add_note(f"In a worker process:\n{traceback.format_exc()}")
-        return pickle.dumps((None, failure))
+        return _error_sent_back(error)
 
 
-def _sent_back(function: Callable[[Any], Any], result: Any) -> bytes:
+def _function_of(number: int, told: Path | bytes) -> tuple[str, Callable[[Any], Any]]:
+    global _function
+    if _function is None or _function[0] != number:
+        _function = None
+        name, surroundings, content = pickle.loads(read_shared(told))
+        pickle.loads(surroundings).take_on()
+        try:
+            _function = number, name, cloudpickle.loads(content)
+        except Exception as error:
+            raise PipelineError(
+                f"a worker process cannot load {name}, which the stages call to get ready "
+                f"({type(error).__name__}: {error}): see that what it needs is there too"
+            ) from error
+    return _function[1:]
+
+
+def _sent_back(name: str, result: Any) -> _Sent:
     try:
-        return pickle.dumps((result, None))
+        # Of classes that are in no module, such as those of a script, the driver has its own.
+        return _Sent(cloudpickle.dumps(result))
     except Exception as error:
         raise PipelineError(
-            f"what {_name_of(function)} returned cannot be sent to another process "
+            f"what {name} returned cannot be sent to another process "
             f"({type(error).__name__}: {error}): have it return plain data"
         ) from error
 
 
-def _function_at(path: Path) -> Callable[[Any], Any]:
-    global _function
-    if _function is None or _function[0] != path:
-        surroundings, content = pickle.loads(path.read_bytes())
-        surroundings.take_on()
-        _function = path, cloudpickle.loads(content)
-    return _function[1]
+def _error_sent_back(error: BaseException) -> _Sent:
+    error.add_note(f"In a worker process:\n{traceback.format_exc()}")
+    try:
+        content = cloudpickle.dumps(error)
+        pickle.loads(content)
+    except Exception:  # whatever its class does then
+        named = PipelineError(f"an error that cannot be sent from a worker: {error_text(error)}")
+        named.__notes__ = error.__notes__
+        content = pickle.dumps(named)
+    return _Sent(content, failed=True)
 
 
 def _leave_if_dismissed(signal_number: int, frame: Any) -> None:
@@ -363,7 +452,8 @@ def _end_with_driver() -> None:
     driver = multiprocessing.parent_process()
     if driver is not None:
         connection.wait([driver.sentinel])
-        shutil.rmtree(_directory, ignore_errors=True)
+        if _directory is not None:
+            shutil.rmtree(_directory, ignore_errors=True)
         os._exit(1)
 
 
