@@ -72,17 +72,11 @@ def interruptible(stop: Callable[[], None], grace: float | None) -> Iterator[Int
     signal that the caller handles in a way of its own.
     """
     interruption = Interruption(stop, grace)
-    earlier: dict[signal.Signals, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        for number, default in _DEFAULTS.items():
-            if signal.getsignal(number) is default:
-                earlier[number] = signal.signal(number, interruption.handle)
-    try:
-        yield interruption
-    finally:
-        interruption.over()
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
+    with _answered(interruption.handle, *_DEFAULTS):
+        try:
+            yield interruption
+        finally:
+            interruption.over()
 
 
 @contextmanager
@@ -96,15 +90,23 @@ def terminable() -> Iterator[None]:
     def terminate(signal_number: int, frame: Any) -> None:
         raise RunTerminated
 
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    with _answered(terminate, signal.SIGTERM):
         yield
-        return
-    signal.signal(signal.SIGTERM, terminate)
+
+
+@contextmanager
+def _answered(answer: Callable[[int, Any], None], *numbers: signal.Signals) -> Iterator[None]:
+    """Answer signals, in the main thread, that nobody answers in a way of their own."""
+    earlier: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in numbers:
+            if signal.getsignal(number) is _DEFAULTS[number]:
+                earlier[number] = signal.signal(number, answer)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
 
 _DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}

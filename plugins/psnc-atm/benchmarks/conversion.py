@@ -161,7 +161,7 @@ def size_of(path: Path) -> int:
 
 
 def compare(directory: Path, repeats: int, options: dict[str, Any], pool: Pool) -> None:
-    # Each turn writes another: ext4 is slow to make files for a minute after others were removed.
+    # Each turn writes another: ext4 is slow to make files for minutes after others were removed.
     stores = (directory.parent / f"made-{number}.zarr" for number in count())
     ways: dict[str, Callable[[], int]] = {
         "Atoms": lambda: rows_to_atoms(directory),

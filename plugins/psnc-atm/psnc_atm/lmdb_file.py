@@ -31,7 +31,7 @@ from psnc_atm.lmdb_header import LMDBHeader, check_complete, has_key, read_heade
 
 __all__ = ["LMDBFile", "header_of", "open_file", "row_count"]
 
-_NO_ROWS = (b"nextid", b"deleted_ids", b"metadata")
+_NO_ROWS = frozenset((b"nextid", b"deleted_ids", b"metadata"))
 _ID_DIGITS = 18  # more do not fit into int64
 _WAIT_FOR_CLOSE_SECONDS = 1.0
 # What has been read of a file counts as memory of the process until the file is closed.
@@ -85,7 +85,7 @@ class LMDBFile:
     @cached_property
     def _keys(self) -> tuple[NDArray[np.int64], int]:
         keys = self._all_keys()
-        known = len({*keys}.intersection(_NO_ROWS))
+        known = len(_NO_ROWS.intersection(keys))
         of_rows = _keys_of_rows(keys)
         ids = np.array(of_rows, dtype=np.bytes_).astype(np.int64)
         ids.sort()

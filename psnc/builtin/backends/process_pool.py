@@ -94,7 +94,7 @@ class ProcessPoolBackend(Backend):
         """Call the function in the processes, which start for it if they have not yet."""
         name = _name_of(function)
         items = list(items)
-        surroundings = pickle.dumps(Surroundings.here(plugin_manager().config))
+        surroundings = Surroundings.here(plugin_manager().config)
         try:
             content = pickle.dumps((name, surroundings, cloudpickle.dumps(function)))
             sent = [cloudpickle.dumps(item) for item in items]
@@ -399,7 +399,7 @@ def _function_of(number: int, told: Path | bytes) -> tuple[str, Callable[[Any], 
     if _function is None or _function[0] != number:
         _function = None
         name, surroundings, content = pickle.loads(read_shared(told))
-        pickle.loads(surroundings).take_on()
+        surroundings.take_on()
         try:
             _function = number, name, cloudpickle.loads(content)
         except Exception as error:
