@@ -559,8 +559,9 @@ def test_memory_does_not_grow_with_the_number_of_indices(level: VerifyLevel) -> 
         tracemalloc.stop()
         return peak
 
-    # Both are read in several portions.
-    assert peak(12_000) < 1.5 * peak(3_000)
+    # Both are read in several portions. The lesser of two, since Python's table of interned strings
+    # may be made anew at any moment, but not twice in so short a time.
+    assert min(peak(12_000), peak(12_000)) < 1.5 * min(peak(3_000), peak(3_000))
 
 
 def test_many_indices_are_forgotten(journal: str) -> None:
