@@ -18,6 +18,7 @@ from psnc.pipeline_files.plain_text import (
     TOO_DEEP,
     PlainTextError,
     has_null,
+    is_too_deep,
     parse,
     read_text,
     syntax_of,
@@ -72,6 +73,8 @@ def save(pipeline: Pipeline[Any], path: str | os.PathLike[str]) -> None:
         syntax = syntax_of(path)
         writer = PipelineWriter(pipeline, omit_none=not has_null(syntax))
         tree = writer.tree()
+        if is_too_deep(tree):
+            raise ConfigurationError(f"{heading}: {TOO_DEEP}")
         content = b"" if writer.faults else write(tree, syntax)
         if not writer.faults:
             _check_that_it_reads_back(writer, parse(content.decode("utf-8"), syntax))

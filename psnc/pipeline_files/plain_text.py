@@ -19,6 +19,7 @@ __all__ = [
     "TOO_DEEP",
     "PlainTextError",
     "has_null",
+    "is_too_deep",
     "parse",
     "read_text",
     "syntax_of",
@@ -27,7 +28,9 @@ __all__ = [
 
 SUFFIXES = (".toml", ".yaml", ".yml", ".json")
 
-TOO_DEEP = "lists or tables are nested too deeply"
+# What Python itself can follow depends on its version, and on who calls.
+_LEVELS = 200
+TOO_DEEP = f"lists or tables are nested more than {_LEVELS} levels deep"
 
 
 class PlainTextError(ValueError):
@@ -78,7 +81,24 @@ def parse(text: str, syntax: str) -> Any:
         raise PlainTextError(TOO_DEEP) from None
     except ValueError as error:
         raise PlainTextError(str(error)) from error
+    if is_too_deep(tree):
+        raise PlainTextError(TOO_DEEP)
     return {} if tree is None else tree
+
+
+def is_too_deep(tree: Any) -> bool:
+    """Tell whether a tree has more levels than files may have."""
+    level = [tree]
+    for _ in range(_LEVELS + 1):
+        containers = [each for each in level if isinstance(each, (dict, list))]
+        if not containers:
+            return False
+        level = [
+            item
+            for each in containers
+            for item in (each.values() if isinstance(each, dict) else each)
+        ]
+    return True
 
 
 def write(tree: dict[str, Any], syntax: str) -> bytes:
