@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import psutil
 import pytest
 from drivers import Start, integrity, only_database, start, wait_for_end, write_script
+from pebble import ProcessPool
+from pebble.pool.base_pool import Task
 from stages_for_tests import (
     Die,
     Discard,
@@ -30,7 +33,13 @@ from stages_for_tests import (
 )
 
 from psnc import Filter, Pipeline, PsncError, run_pipeline
+from psnc.backend import BatchLostError
+from psnc.builtin.backends import process_pool
+from psnc.builtin.backends.process_pool import ProcessPoolBackend
+from psnc.manager import plugin_manager
+from psnc.run import Run
 from psnc.session import Session
+from psnc.worker import WorkerTask
 
 __all__ = ["start"]
 
@@ -71,6 +80,22 @@ class DieTelling(Filter[int, int]):
     def _die_in_pipe(self, frame: Any, event: str, argument: Any) -> None:
         code = frame.f_code
         if code.co_name == self.function and code.co_filename == connection.__file__:
+            Path("died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class DieHalfTold(Filter[int, int]):
+    """Kills its process once, between the two parts of what it tells the pool of a large batch."""
+
+    def __call__(self, items: Iterator[int]) -> Iterator[int]:
+        if not os.path.exists("died"):
+            sys.setprofile(self._die_in_pipe)
+        return items
+
+    def _die_in_pipe(self, frame: Any, event: str, argument: Any) -> None:
+        code = frame.f_code
+        is_send = code.co_name == "_send" and code.co_filename == connection.__file__
+        if event == "call" and is_send and len(frame.f_locals["buf"]) > 16_384:
             Path("died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -178,6 +203,56 @@ def test_a_worker_that_dies_with_a_lock_of_the_pool_costs_nothing(
     assert os.path.exists("died")
     assert results == [[f"out/{index}-0.bin"] for index in range(40)]
     assert pipeline.failed_indices == {}
+
+
+def test_workers_that_are_forked_while_a_broken_pool_ends_do_not_keep_it_alive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(process_pool, "_LOCK_S", 0.5)
+    pipeline = Numbers(10_000).filter(DieHalfTold()).write(Discard(files=1_500))
+    run = Run(pipeline, plugin_manager())
+    run.open_store(create=True)
+    backend = ProcessPoolBackend(2, start_method="fork")
+    try:
+        backend.start(WorkerTask(run, stop_on_error=False))
+        batches = [backend.submit([0])]
+        wait_until(lambda: os.path.exists("died"))
+        # The next pool starts with the first batch that it gets.
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            batches.append(backend.submit([len(batches)]))
+            time.sleep(0.002)
+        assert wait(batches, timeout=30).not_done == set()
+        lost = [each for each in batches if isinstance(each.exception(), BatchLostError)]
+        assert 0 < len(lost) < len(batches)
+    finally:
+        backend.stop(now=True)
+        run.close()
+
+
+def test_a_pool_that_breaks_as_it_is_given_its_next_batch_costs_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pools = []
+
+    class Pool(ProcessPool):
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(**arguments)
+            pools.append(self)
+
+    def break_pool(*arguments: Any) -> Task:
+        # The pool has been found well, and is not told of the batch yet. Nor has it another one,
+        # without which it gives up when a worker ends.
+        if len(pools) == 1:
+            psutil.Process().children()[-1].kill()
+            wait_until(lambda: not pools[0].active)
+        return Task(*arguments)
+
+    monkeypatch.setattr(process_pool, "ProcessPool", Pool)
+    monkeypatch.setattr("pebble.pool.process.Task", break_pool)
+    results = run_pipeline(numbers_pipeline(12), 1, "process_pool")
+    assert results == EXPECTED
+    assert len(pools) == 2
 
 
 def test_a_killer_without_a_database_costs_only_itself() -> None:

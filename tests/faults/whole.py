@@ -25,8 +25,11 @@ def new_directory(path: Path) -> Path:
 
 
 def said(directory: Path) -> str:
-    """Return what was printed in a directory, or the end of it."""
-    return (directory / "said").read_text()[-3000:]
+    """Return what was printed in a directory, or the end of it.
+
+    It has room for where all threads of some processes are.
+    """
+    return (directory / "said").read_text()[-30_000:]
 
 
 def completed_afterwards(directory: Path, before: set[int], *, untouched: bool = False) -> set[int]:

@@ -84,11 +84,14 @@ class ProcessPoolBackend(Backend):
         self._shared_task: SharedBytes | None = None
         self._directory: str | None = None
         # Guards what follows, for moments.
-        self._changing = threading.Lock()
+        self._changing = threading.Condition()
         self._outstanding: set[Future[Any]] = set()
-        self._menders: list[threading.Thread] = []
         self._broken_in_a_row = 0
+        self._broken_pool_ends = False
+        self._watched: Any = None
         self._stopping = False
+        self._threads: list[threading.Thread] = []
+        self._over = threading.Event()
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """Call the function in the processes, which start for it if they have not yet."""
@@ -186,10 +189,14 @@ class ProcessPoolBackend(Backend):
     def _schedule(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         outcome: Future[Any] = Future()
         with self._changing:
+            # A process that is forked before would hold the pipe that the broken pool reads to its
+            # end.
+            self._changing.wait_for(lambda: not self._broken_pool_ends)
             context = self._context
             self._outstanding.add(outcome)
             try:
                 running = self._pool.schedule(function, args=arguments)
+                self._watch_in_time(self._pool, context)
             except BrokenProcessPool as error:
                 cause = error.__cause__ or error
                 raise BackendError(
@@ -209,6 +216,7 @@ class ProcessPoolBackend(Backend):
             return
         with self._changing:
             self._stopping = True
+        self._over.set()
         if self._task is not None:
             self._task.stop_requested.dismiss()
         try:
@@ -218,7 +226,7 @@ class ProcessPoolBackend(Backend):
             else:
                 self._pool.close()
             self._pool.join()
-            for thread in self._menders:
+            for thread in self._threads:
                 thread.join()
         finally:
             for shared in self._shared:
@@ -239,12 +247,27 @@ class ProcessPoolBackend(Backend):
 
     # --- a pool that is of no use any more ----------------------------------------------------
 
+    def _watch_in_time(self, pool: Any, context: Any) -> None:
+        """See to the pool in time if it breaks, once it has begun to work."""
+        if self._watched is not context:
+            self._watched = context
+            self._in_thread(self._watch, pool, context)
+
     def _mend_in_time(self, context: Any, *, died: bool = False) -> None:
         """See to the pool in a thread of its own, since its threads cannot end themselves."""
-        mend = self._mend_after_death if died else self._mend
-        thread = threading.Thread(target=mend, args=(context,), name="psnc-pool", daemon=True)
-        self._menders.append(thread)
+        self._in_thread(self._mend_after_death if died else self._mend, context)
+
+    def _in_thread(self, function: Callable[..., None], *arguments: Any) -> None:
+        thread = threading.Thread(target=function, args=arguments, name="psnc-pool", daemon=True)
+        self._threads.append(thread)
         thread.start()
+
+    def _watch(self, pool: Any, context: Any) -> None:
+        """Mend a pool that breaks just before it hears of a batch, whose future it never sets."""
+        while not self._over.wait(_WATCH_S):
+            if not pool.active:
+                self._mend(context)
+                return
 
     def _mend_after_death(self, context: Any) -> None:
         """Mend the pool if a worker died with a lock, which nobody else will ever get."""
@@ -261,14 +284,25 @@ class ProcessPoolBackend(Backend):
             pool = self._pool
             assert self._directory is not None
             self._open_pool(self._directory)
-        context.end_at_once()
-        pool.stop()
-        pool.join()
-        for outcome in lost:
-            outcome.set_exception(
-                BatchLostError() if self._broken_in_a_row <= _BROKEN_AT_MOST else _useless_pool()
-            )
+            self._broken_pool_ends = True
+        try:
+            context.end_at_once()
+            pool.stop()
+            pool.join()
+        finally:
+            with self._changing:
+                self._broken_pool_ends = False
+                self._changing.notify_all()
+            for outcome in lost:
+                outcome.set_exception(
+                    BatchLostError()
+                    if self._broken_in_a_row <= _BROKEN_AT_MOST
+                    else _useless_pool()
+                )
 
+
+# A pool breaks seldom, and most of the time says so at once.
+_WATCH_S = 0.5
 
 # No worker holds a lock of the pool for longer than a message takes.
 _LOCK_S = 5.0
@@ -497,7 +531,9 @@ def _born_deaf_to_interrupts() -> Iterator[None]:
 
 
 # How long a death is kept from the pool, which must have heard before which task the worker took.
+# So many looks of it as well: time passes for a process that is stopped, too.
 _LAST_WORDS_S = 0.3
+_LAST_WORDS_LOOKS = 4
 
 # What the exit code 0 of a worker is reported as: the pool would take it for an end that was
 # asked for, and wait for the worker's task for ever.
@@ -512,6 +548,7 @@ class _WorkerProcess(BaseProcess):
     """A process whose death the pool always notices, and connects with its task."""
 
     _found_dead: float | None = None
+    _looks_at_dead = 0
     _told_to_end = False
     _ends_at_once = False
 
@@ -531,7 +568,13 @@ class _WorkerProcess(BaseProcess):
             self._found_dead = time.monotonic()
             if not self._told_to_end:
                 _when_dead[self]()
-        return not self._told_to_end and time.monotonic() - self._found_dead < _LAST_WORDS_S
+        if self._told_to_end:
+            return False
+        self._looks_at_dead += 1
+        return (
+            self._looks_at_dead < _LAST_WORDS_LOOKS
+            or time.monotonic() - self._found_dead < _LAST_WORDS_S
+        )
 
     def start(self) -> None:
         with _hidden_main_module(), _born_deaf_to_interrupts():

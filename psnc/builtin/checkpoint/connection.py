@@ -322,6 +322,7 @@ def open_to_look(path: Path) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,
         uri=True,
+        factory=_Connection,
     )
 
 
@@ -334,8 +335,21 @@ def _has_log_alone(path: Path) -> bool:
 def _open(path: Path) -> sqlite3.Connection:
     # Transactions are begun and ended by hand; threads take turns under the store's locks.
     return sqlite3.connect(
-        path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+        path,
+        timeout=_BUSY_TIMEOUT_S,
+        isolation_level=None,
+        check_same_thread=False,
+        factory=_Connection,
     )
+
+
+class _Connection(sqlite3.Connection):
+    """One that goes with its store, which nobody has to close; since Python 3.13 others warn."""
+
+    def __del__(self) -> None:
+        # One that could not be opened cannot be closed.
+        with suppress(sqlite3.ProgrammingError):
+            self.close()
 
 
 def _set_up(connection: sqlite3.Connection, path: Path, *, create: bool) -> bool:
