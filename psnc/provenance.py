@@ -135,7 +135,11 @@ def qualified_name(thing: Any) -> str:
     module = getattr(thing, "__module__", None) or type(thing).__module__
     if module in ("__main__", "__mp_main__"):
         module = _main_module_name()
-    return f"{module}:{thing.__qualname__}"
+    return f"{_MOVED.get(module, module)}:{thing.__qualname__}"
+
+
+# What other versions of Python have somewhere else, and all of them here.
+_MOVED = {"pathlib._local": "pathlib"}
 
 
 def text_values(config: Any) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import threading
@@ -474,7 +473,7 @@ class WritesElsewhere(Writing):
 class NamesFilesByCount(Writing):
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        self.numbers = itertools.count()
+        self.numbers = iter(range(1_000))
 
     def __call__(self, items: Items, index: int) -> Any:
         return self.write(self.directory / f"{next(self.numbers)}.txt", items)

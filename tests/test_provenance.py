@@ -319,7 +319,7 @@ DISTINCT: list[tuple[str, list[Any]]] = [
     ),
     ("operators", [operator.itemgetter, operator.add, operator.mul]),
     ("NumPy times", [np.datetime64(5, "ns"), np.datetime64(5, "ps"), np.timedelta64(5, "ns"), 5]),
-    ("NumPy no time", [np.datetime64("NaT"), None]),
+    ("NumPy no time", [np.datetime64("NaT", "s"), None]),
 ]
 
 

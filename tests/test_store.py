@@ -881,7 +881,7 @@ def interrupted_pipeline(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipeline[i
     connect = sqlite3.connect
 
     def connect_interrupted(*given: Any, **options: Any) -> sqlite3.Connection:
-        return connect(*given, **options, factory=_Interrupted)
+        return connect(*given, **{**options, "factory": _Interrupted})
 
     manager = PluginManager(Config(load_installed=False, durability="index"))
     manager.load()
