@@ -539,7 +539,7 @@ MAKE_MANY = """
     for turn in range(25):
         pipeline = numbers_pipeline(2, db_file=f"{turn}.db")
         Path(f"ready-{turn}-{sys.argv[1]}").touch()
-        wait_until(Path(f"ready-{turn}-{1 - int(sys.argv[1])}").exists, timeout_s=10)
+        wait_until(Path(f"ready-{turn}-{1 - int(sys.argv[1])}").exists, timeout_s=60)
         pipeline[int(sys.argv[1])]
 """
 
@@ -548,7 +548,7 @@ def test_two_processes_that_make_the_same_file_in_the_same_moment_share_it(
     tmp_path: Path, query: Any
 ) -> None:
     processes = [start_python(MAKE_MANY, number, cwd=tmp_path) for number in range(2)]
-    errors = [process.communicate(timeout=60)[1] for process in processes]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
     assert errors == ["", ""]
     for turn in range(25):
         assert assert_whole(tmp_path / f"{turn}.db", query) == {0, 1}

@@ -205,6 +205,10 @@ def test_a_worker_that_dies_with_a_lock_of_the_pool_costs_nothing(
     assert pipeline.failed_indices == {}
 
 
+# Python 3.13 says so of its own buffer for a message that was cut off.
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <_io.BytesIO:pytest.PytestUnraisableExceptionWarning"
+)
 def test_workers_that_are_forked_while_a_broken_pool_ends_do_not_keep_it_alive(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
