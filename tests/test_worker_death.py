@@ -6,9 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import wait
+from contextlib import suppress
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 from drivers import Start, integrity, only_database, start, wait_for_end, write_script
 from pebble import ProcessPool
 from pebble.pool.base_pool import Task
+from pebble.pool.process import TaskManager
 from stages_for_tests import (
     Die,
     Discard,
@@ -33,13 +35,8 @@ from stages_for_tests import (
 )
 
 from psnc import Filter, Pipeline, PsncError, run_pipeline
-from psnc.backend import BatchLostError
 from psnc.builtin.backends import process_pool
-from psnc.builtin.backends.process_pool import ProcessPoolBackend
-from psnc.manager import plugin_manager
-from psnc.run import Run
 from psnc.session import Session
-from psnc.worker import WorkerTask
 
 __all__ = ["start"]
 
@@ -85,10 +82,10 @@ class DieTelling(Filter[int, int]):
 
 
 class DieHalfTold(Filter[int, int]):
-    """Kills its process once, between the two parts of what it tells the pool of a large batch."""
+    """Forks a process and kills its own, once, between the two parts of what it tells the pool."""
 
     def __call__(self, items: Iterator[int]) -> Iterator[int]:
-        if not os.path.exists("died"):
+        if not os.path.exists("heir"):
             sys.setprofile(self._die_in_pipe)
         return items
 
@@ -96,8 +93,30 @@ class DieHalfTold(Filter[int, int]):
         code = frame.f_code
         is_send = code.co_name == "_send" and code.co_filename == connection.__file__
         if event == "call" and is_send and len(frame.f_locals["buf"]) > 16_384:
-            Path("died").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+            sys.setprofile(None)
+            with suppress(FileExistsError), open("heir", "x") as file:
+                heir = os.fork()
+                if heir == 0:
+                    time.sleep(300)
+                    os._exit(0)
+                file.write(str(heir))
+                file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+class BeAtWork(Filter[int, int]):
+    """Is at one item until a file exists, and a bit longer."""
+
+    def __init__(self, busy: int, file: str) -> None:
+        self.busy = busy
+        self.file = file
+
+    def __call__(self, items: Iterator[int]) -> Iterator[int]:
+        for item in items:
+            if item == self.busy:
+                wait_until(Path(self.file).exists)
+                time.sleep(1)
+            yield item
 
 
 class PairedJournal(Journal):
@@ -205,57 +224,84 @@ def test_a_worker_that_dies_with_a_lock_of_the_pool_costs_nothing(
     assert pipeline.failed_indices == {}
 
 
-# Python 3.13 says so of its own buffer for a message that was cut off.
-@pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <_io.BytesIO:pytest.PytestUnraisableExceptionWarning"
-)
-def test_workers_that_are_forked_while_a_broken_pool_ends_do_not_keep_it_alive(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(process_pool, "_LOCK_S", 0.5)
-    pipeline = Numbers(10_000).filter(DieHalfTold()).write(Discard(files=1_500))
-    run = Run(pipeline, plugin_manager())
-    run.open_store(create=True)
-    backend = ProcessPoolBackend(2, start_method="fork")
-    try:
-        backend.start(WorkerTask(run, stop_on_error=False))
-        batches = [backend.submit([0])]
-        wait_until(lambda: os.path.exists("died"))
-        # The next pool starts with the first batch that it gets.
-        until = time.monotonic() + 2
-        while time.monotonic() < until:
-            batches.append(backend.submit([len(batches)]))
-            time.sleep(0.002)
-        assert wait(batches, timeout=30).not_done == set()
-        lost = [each for each in batches if isinstance(each.exception(), BatchLostError)]
-        assert 0 < len(lost) < len(batches)
-    finally:
-        backend.stop(now=True)
-        run.close()
-
-
-def test_a_pool_that_breaks_as_it_is_given_its_next_batch_costs_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pools = []
+@pytest.fixture
+def pools(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list of all pools of processes that are made."""
+    made: list[Any] = []
 
     class Pool(ProcessPool):
         def __init__(self, **arguments: Any) -> None:
             super().__init__(**arguments)
-            pools.append(self)
+            made.append(self)
 
+    monkeypatch.setattr(process_pool, "ProcessPool", Pool)
+    return made
+
+
+def workers_of(pool: Any) -> set[int]:
+    return set(pool._pool_manager.worker_manager.workers)
+
+
+@pytest.fixture
+def heir() -> Iterator[None]:
+    yield
+    os.kill(int(Path("heir").read_text()), signal.SIGKILL)
+
+
+# Python 3.13 says so of its own buffer for a message that was cut off.
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <_io.BytesIO:pytest.PytestUnraisableExceptionWarning"
+)
+@pytest.mark.parametrize("start_method", ["forkserver", "fork"])
+@pytest.mark.usefixtures("heir")
+def test_a_worker_that_dies_half_way_through_a_result_and_leaves_an_heir_costs_nothing(
+    start_method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_pool, "_LOCK_S", 0.5)
+    # It holds the pipe, so that what the driver waits for seems to be still to come.
+    pipeline = Numbers(12).filter(DieHalfTold()).write(Discard(files=1_500))
+    results = run_pipeline(pipeline, 2, "process_pool", start_method=start_method)
+    assert [paths[0] for paths in results] == [path for [path] in EXPECTED]
+
+
+def test_a_pool_that_breaks_as_it_is_given_its_next_batch_costs_nothing(
+    pools: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def break_pool(*arguments: Any) -> Task:
         # The pool has been found well, and is not told of the batch yet. Nor has it another one,
         # without which it gives up when a worker ends.
         if len(pools) == 1:
-            psutil.Process().children()[-1].kill()
+            os.kill(workers_of(pools[0]).pop(), signal.SIGKILL)
             wait_until(lambda: not pools[0].active)
         return Task(*arguments)
 
-    monkeypatch.setattr(process_pool, "ProcessPool", Pool)
     monkeypatch.setattr("pebble.pool.process.Task", break_pool)
-    results = run_pipeline(numbers_pipeline(12), 1, "process_pool")
-    assert results == EXPECTED
+    assert run_pipeline(numbers_pipeline(12), 1, "process_pool") == EXPECTED
+    assert len(pools) == 2
+
+
+def test_a_death_that_the_pool_hears_of_before_the_batch_costs_nothing(
+    pools: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = TaskManager.task_start
+
+    def note_late(self: TaskManager, task_id: int, worker: int | None) -> None:
+        is_of_killer = self.tasks[task_id].payload.args[-1] == (1,) and len(pools) == 1
+
+        def wait_and_note() -> None:
+            wait_until(lambda: worker not in workers_of(pools[0]))
+            Path("mended").touch()
+            note(self, task_id, worker)
+
+        if is_of_killer:
+            threading.Thread(target=wait_and_note).start()
+        else:
+            note(self, task_id, worker)
+
+    monkeypatch.setattr(TaskManager, "task_start", note_late)
+    # Else the pool would give up, since no worker had a batch.
+    pipeline = Numbers(2).filter(BeAtWork(0, "mended")).filter(DieOnce([1], "mended"))
+    assert run_pipeline(pipeline.write(Discard()), 2, "process_pool") == EXPECTED[:2]
     assert len(pools) == 2
 
 

@@ -13,6 +13,7 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -21,7 +22,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import connection
 from multiprocessing.context import ForkProcess, ForkServerProcess, SpawnProcess
@@ -84,10 +85,9 @@ class ProcessPoolBackend(Backend):
         self._shared_task: SharedBytes | None = None
         self._directory: str | None = None
         # Guards what follows, for moments.
-        self._changing = threading.Condition()
+        self._changing = threading.Lock()
         self._outstanding: set[Future[Any]] = set()
         self._broken_in_a_row = 0
-        self._broken_pool_ends = False
         self._watched: Any = None
         self._stopping = False
         self._threads: list[threading.Thread] = []
@@ -189,14 +189,10 @@ class ProcessPoolBackend(Backend):
     def _schedule(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         outcome: Future[Any] = Future()
         with self._changing:
-            # A process that is forked before would hold the pipe that the broken pool reads to its
-            # end.
-            self._changing.wait_for(lambda: not self._broken_pool_ends)
             context = self._context
             self._outstanding.add(outcome)
             try:
                 running = self._pool.schedule(function, args=arguments)
-                self._watch_in_time(self._pool, context)
             except BrokenProcessPool as error:
                 cause = error.__cause__ or error
                 raise BackendError(
@@ -207,6 +203,7 @@ class ProcessPoolBackend(Backend):
                 # The pool gave up since the last batch.
                 self._mend_in_time(context)
                 return outcome
+            self._watch_in_time(self._pool, context)
         running.add_done_callback(lambda done: self._hand_over(done, outcome, context))
         return outcome
 
@@ -223,6 +220,7 @@ class ProcessPoolBackend(Backend):
             if now:
                 self._context.end_at_once()
                 self._pool.stop()
+                self._context.cut_off()
             else:
                 self._pool.close()
             self._pool.join()
@@ -248,10 +246,10 @@ class ProcessPoolBackend(Backend):
     # --- a pool that is of no use any more ----------------------------------------------------
 
     def _watch_in_time(self, pool: Any, context: Any) -> None:
-        """See to the pool in time if it breaks, once it has begun to work."""
+        """Keep an eye on a pool, once it has begun to work."""
         if self._watched is not context:
-            self._watched = context
             self._in_thread(self._watch, pool, context)
+            self._watched = context
 
     def _mend_in_time(self, context: Any, *, died: bool = False) -> None:
         """See to the pool in a thread of its own, since its threads cannot end themselves."""
@@ -259,13 +257,16 @@ class ProcessPoolBackend(Backend):
 
     def _in_thread(self, function: Callable[..., None], *arguments: Any) -> None:
         thread = threading.Thread(target=function, args=arguments, name="psnc-pool", daemon=True)
-        self._threads.append(thread)
         thread.start()
+        self._threads.append(thread)
 
     def _watch(self, pool: Any, context: Any) -> None:
-        """Mend a pool that breaks just before it hears of a batch, whose future it never sets."""
+        """Mend a pool that has a batch of which it will never say anything."""
+        losses = 0
         while not self._over.wait(_WATCH_S):
-            if not pool.active:
+            losses = losses + 1 if _has_lost_a_task(pool) else 0
+            # At the first look it may be about to say so.
+            if losses > 1 or not pool.active:
                 self._mend(context)
                 return
 
@@ -281,27 +282,21 @@ class ProcessPoolBackend(Backend):
                 return
             lost, self._outstanding = self._outstanding, set()
             self._broken_in_a_row += 1
+            is_useless = self._broken_in_a_row > _BROKEN_AT_MOST
             pool = self._pool
             assert self._directory is not None
             self._open_pool(self._directory)
-            self._broken_pool_ends = True
         try:
             context.end_at_once()
             pool.stop()
+            context.cut_off()
             pool.join()
         finally:
-            with self._changing:
-                self._broken_pool_ends = False
-                self._changing.notify_all()
             for outcome in lost:
-                outcome.set_exception(
-                    BatchLostError()
-                    if self._broken_in_a_row <= _BROKEN_AT_MOST
-                    else _useless_pool()
-                )
+                outcome.set_exception(_useless_pool() if is_useless else BatchLostError())
 
 
-# A pool breaks seldom, and most of the time says so at once.
+# A pool breaks seldom, and nearly always says so by the futures of its tasks.
 _WATCH_S = 0.5
 
 # No worker holds a lock of the pool for longer than a message takes.
@@ -312,6 +307,17 @@ _CALLS_A_WORKER = 2
 
 # So many pools may break one after the other before a batch is done.
 _BROKEN_AT_MOST = 3
+
+
+def _has_lost_a_task(pool: Any) -> bool:
+    """Tell whether a task is with a worker that the pool knows to be dead.
+
+    The pool had read of the death before it read that the worker took the task.
+    """
+    manager = pool._pool_manager
+    workers = manager.worker_manager.workers
+    tasks = list(manager.task_manager.tasks.values())
+    return any(task.worker_id and task.worker_id not in workers for task in tasks)
 
 
 def _is_to_be_had(lock: Any) -> bool:
@@ -617,11 +623,18 @@ def _context(start_method: str, mend: Callable[..., None]) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.locks = []
+            self._ends: list[connection.Connection] = []
             self._processes: WeakSet[_WorkerProcess] = WeakSet()
 
         def RLock(self) -> Any:  # noqa: N802
             self.locks.append(super().RLock())
             return self.locks[-1]
+
+        def Pipe(self, duplex: bool = True) -> Any:  # noqa: N802
+            # Sockets, which can be shut for whoever has them.
+            ends = super().Pipe(duplex=True)
+            self._ends.append(ends[0])
+            return ends
 
         def Process(self, **arguments: Any) -> Any:  # noqa: N802
             process = process_class(**arguments)
@@ -632,5 +645,16 @@ def _context(start_method: str, mend: Callable[..., None]) -> Any:
         def end_at_once(self) -> None:
             for process in list(self._processes):
                 process.end_at_once()
+
+        def cut_off(self) -> None:
+            """Have nobody wait for the other end of a pipe, whichever processes may hold it.
+
+            A worker that dies half way through a message leaves the driver waiting for the rest,
+            and so does whatever process has inherited the pipe and lives.
+            """
+            for end in self._ends:
+                # The pool may have closed it.
+                with suppress(OSError), socket.socket(fileno=os.dup(end.fileno())) as pipe:
+                    pipe.shutdown(socket.SHUT_RDWR)
 
     return WorkerContext()
