@@ -12,6 +12,7 @@ import os
 import pickle
 import re
 import sqlite3
+import sys
 import textwrap
 import typing
 from collections import OrderedDict
@@ -379,6 +380,9 @@ RECORDED: dict[str, tuple[Any, str]] = {
     "void dtype": (np.dtype("V8"), "0323d6d8008dfa7b"),
     "bare typing": (TYPING_LIST, "e5922100fef28d53"),
 }
+if sys.version_info < (3, 13):
+    # Later it is the method of a base that earlier there was not.
+    RECORDED["class method of pathlib"] = (Path.cwd, "83124b7ba2e89c0f")
 
 
 @pytest.mark.parametrize("kind", RECORDED)

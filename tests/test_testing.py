@@ -94,7 +94,8 @@ BROKEN_SOURCES = {
     broken.LocksWhenItIsRead: "LocksWhenItIsRead: it cannot go through cloudpickle (TypeError: ",
     broken.LosesItsDataInPickle: "a copy that went through pickle gives other items",
     broken.FollowsASet: "another process reads other items: sort what a directory or a set gives",
-    broken.MakesAFunctionAsItIsRead: "it cannot go through pickle (AttributeError: Can't ",
+    broken.MakesAFunctionAsItIsRead: "it cannot go through pickle (AttributeError: "
+    + ("Can't pickle" if sys.version_info < (3, 13) else "Can't get local object"),
     broken.TakesItsPlaceAlong: "a copy made after it was read gives other items",
     broken.ChangesItsHashInPickle: "its hash changes on a trip through pickle",
     broken.HidesAParameter: "params() leaves out 'count', which the constructor takes",

@@ -61,6 +61,11 @@ class Pause(Filter[int, int]):
             yield item
 
 
+def is_of_pipe(frame: Any, function: str) -> bool:
+    """Tell whether a frame is one of a function by which a worker talks with the pool."""
+    return (frame.f_code.co_name, frame.f_code.co_filename) == (function, connection.__file__)
+
+
 class DieTelling(Filter[int, int]):
     """Kills its process for one item, once: as the process tells the pool of a batch."""
 
@@ -75,8 +80,7 @@ class DieTelling(Filter[int, int]):
             yield item
 
     def _die_in_pipe(self, frame: Any, event: str, argument: Any) -> None:
-        code = frame.f_code
-        if code.co_name == self.function and code.co_filename == connection.__file__:
+        if is_of_pipe(frame, self.function):
             Path("died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -90,9 +94,8 @@ class DieHalfTold(Filter[int, int]):
         return items
 
     def _die_in_pipe(self, frame: Any, event: str, argument: Any) -> None:
-        code = frame.f_code
-        is_send = code.co_name == "_send" and code.co_filename == connection.__file__
-        if event == "call" and is_send and len(frame.f_locals["buf"]) > 16_384:
+        is_sent = event == "call" and is_of_pipe(frame, "_send")
+        if is_sent and len(frame.f_locals["buf"]) > 16_384:
             sys.setprofile(None)
             with suppress(FileExistsError), open("heir", "x") as file:
                 heir = os.fork()

@@ -21,6 +21,14 @@ from psnc import Pipeline, SourceError, run_pipeline
 from psnc.testing import check_source
 from psnc_atm import ASEDatabaseSource, ASELMDBSource, AtomicDataZarrSink
 
+# ASE leaves its connections open, of which Python 3.13 warns.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed database:ResourceWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <sqlite3.Connection:pytest.PytestUnraisableExceptionWarning"
+    ),
+]
+
 SUFFIXES = (".db", ".json")
 
 
@@ -214,7 +222,7 @@ def test_a_damaged_file_fails_its_own_index(
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    sqlite3.connect(tmp_path / "a.db").execute("CREATE TABLE other (x)")
+    change(tmp_path / "a.db", "CREATE TABLE other (x)")
     (tmp_path / "b.json").write_text('{"energy": 1}')
     (tmp_path / "c.json").write_text("[]")
     write(tmp_path / "d.db", molecules(1))

@@ -537,9 +537,7 @@ def _born_deaf_to_interrupts() -> Iterator[None]:
 
 
 # How long a death is kept from the pool, which must have heard before which task the worker took.
-# So many looks of it as well: time passes for a process that is stopped, too.
 _LAST_WORDS_S = 0.3
-_LAST_WORDS_LOOKS = 4
 
 # What the exit code 0 of a worker is reported as: the pool would take it for an end that was
 # asked for, and wait for the worker's task for ever.
@@ -554,7 +552,6 @@ class _WorkerProcess(BaseProcess):
     """A process whose death the pool always notices, and connects with its task."""
 
     _found_dead: float | None = None
-    _looks_at_dead = 0
     _told_to_end = False
     _ends_at_once = False
 
@@ -574,13 +571,7 @@ class _WorkerProcess(BaseProcess):
             self._found_dead = time.monotonic()
             if not self._told_to_end:
                 _when_dead[self]()
-        if self._told_to_end:
-            return False
-        self._looks_at_dead += 1
-        return (
-            self._looks_at_dead < _LAST_WORDS_LOOKS
-            or time.monotonic() - self._found_dead < _LAST_WORDS_S
-        )
+        return not self._told_to_end and time.monotonic() - self._found_dead < _LAST_WORDS_S
 
     def start(self) -> None:
         with _hidden_main_module(), _born_deaf_to_interrupts():
